@@ -1,0 +1,1 @@
+"""Federated training of language models on text that may not be shared."""

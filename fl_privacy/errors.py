@@ -1,0 +1,185 @@
+"""Every error that fl_privacy raises on purpose.
+
+FlPrivacyError
+ ├─ PlanError               a plan field is missing, out of range, or in conflict with another
+ ├─ CorpusError             a corpus file or row cannot be used
+ ├─ ModelError              a model, vocabulary or tensor list cannot be used
+ ├─ PrivacyError            the privacy asked for cannot be given
+ ├─ MessageError            a message between parties is malformed
+ │   ├─ SignatureInvalid    ... or not signed by whom it should be
+ │   └─ DigestMismatch      ... or its bytes are not the ones that were announced
+ ├─ AdmissionError          an owner's guard refuses an order
+ │   ├─ NotApproved         the plan (or code, corpus, key) is not what the owner approved
+ │   ├─ RequestDenied       the owner said no; carries the reason
+ │   ├─ OrderRefused        out of schedule, replayed, or in conflict with an earlier order
+ │   ├─ CohortTooSmall      fewer owners than can hide one update in a sum
+ │   └─ OrderFailed         the order was admitted and paid, then failed; a new attempt is needed
+ ├─ LedgerError             the privacy ledger cannot be used
+ │   ├─ BudgetExceeded      the spend would pass the owner's budget
+ │   └─ LedgerTampered      an entry was edited, dropped, reordered or signed by another key
+ ├─ EncryptionError         the secure sum cannot be formed or opened
+ │   ├─ EncodingOverflow    the cohort does not fit the plaintext modulus
+ │   ├─ CiphertextInvalid   truncated, tampered, or made for another order
+ │   ├─ CohortMismatch      the signed updates are not exactly the cohort of the order
+ │   ├─ AlreadyOpened       a second, different sum for the same order
+ │   ├─ ChecksumMismatch    the opened sum is not the sum of the whole cohort
+ │   └─ KeyMissing          a key that this step needs was never set up
+ ├─ HomeError               an owner's or scientist's folder is missing, locked or open to others
+ ├─ ConnectionFailed        a guard or datasite does not answer
+ ├─ CredentialsRefused      wrong e-mail, password or account
+ ├─ OwnerFailed             one owner could not finish its part; names the owner and why
+ └─ RoundFailed             a round ended without an opened sum; lists the owners' failures
+
+Errors cross process boundaries as ``{"error": class name, "message": text}``. A message states what was wrong, where, and
+what to do; it never holds a secret, a corpus row, or a value computed from private data without noise.
+"""
+
+from __future__ import annotations
+
+
+class FlPrivacyError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class PlanError(FlPrivacyError):
+    """A plan field is missing, out of range, or in conflict with another; the message names the field."""
+
+
+class CorpusError(FlPrivacyError):
+    """A corpus file or row cannot be used; the message names file and line, never the text."""
+
+
+class ModelError(FlPrivacyError):
+    """A model, vocabulary or tensor list cannot be used."""
+
+
+class PrivacyError(FlPrivacyError):
+    """The privacy asked for cannot be given; nothing was trained or released."""
+
+
+class MessageError(FlPrivacyError):
+    """A message between parties is malformed."""
+
+
+class SignatureInvalid(MessageError):
+    """A message is not signed by the party that should have signed it."""
+
+
+class DigestMismatch(MessageError):
+    """The bytes that arrived are not the ones that were announced."""
+
+
+class AdmissionError(FlPrivacyError):
+    """An owner's guard refuses an order."""
+
+
+class NotApproved(AdmissionError):
+    """Plan, code, corpus or scientist's key differ from what the owner approved."""
+
+
+class RequestDenied(AdmissionError):
+    """The owner denied the request; the message carries the reason."""
+
+
+class OrderRefused(AdmissionError):
+    """The order is out of schedule, replayed, or in conflict with an earlier one."""
+
+
+class CohortTooSmall(AdmissionError):
+    """Fewer owners than can hide one update in a sum."""
+
+
+class OrderFailed(AdmissionError):
+    """The order was admitted and paid for, then failed; only a new attempt can train again."""
+
+
+class LedgerError(FlPrivacyError):
+    """The privacy ledger cannot be used."""
+
+
+class BudgetExceeded(LedgerError):
+    """The spend would pass the owner's budget; nothing was trained."""
+
+
+class LedgerTampered(LedgerError):
+    """An entry was edited, dropped, reordered, or signed by another key."""
+
+
+class EncryptionError(FlPrivacyError):
+    """The secure sum cannot be formed or opened."""
+
+
+class EncodingOverflow(EncryptionError):
+    """The cohort or the precision asked for does not fit the plaintext modulus."""
+
+
+class CiphertextInvalid(EncryptionError):
+    """A ciphertext is truncated, tampered with, or was made for another order."""
+
+
+class CohortMismatch(EncryptionError):
+    """The signed updates are not exactly the cohort of the order."""
+
+
+class AlreadyOpened(EncryptionError):
+    """A second, different sum was presented for an order that was opened before."""
+
+
+class ChecksumMismatch(EncryptionError):
+    """The opened value is not the sum of the whole cohort."""
+
+
+class KeyMissing(EncryptionError):
+    """A key that this step needs was never set up."""
+
+
+class HomeError(FlPrivacyError):
+    """A state folder is missing, in use by another process, or open to other users."""
+
+
+class ConnectionFailed(FlPrivacyError):
+    """A guard or datasite does not answer."""
+
+
+class CredentialsRefused(FlPrivacyError):
+    """Wrong e-mail, password or account."""
+
+
+class OwnerFailed(FlPrivacyError):
+    """One owner could not finish its part of a round."""
+
+    def __init__(self, owner: str, reason: str) -> None:
+        super().__init__(f"{owner}: {reason}")
+        self.owner = owner
+        self.reason = reason
+
+
+class RoundFailed(FlPrivacyError):
+    """A round ended without an opened sum; ``failures`` maps owner to reason."""
+
+    def __init__(self, round_index: int, failures: dict[str, str]) -> None:
+        told = "; ".join(f"{owner}: {reason}" for owner, reason in sorted(failures.items()))
+        super().__init__(f"round {round_index} was not opened ({told})")
+        self.round_index = round_index
+        self.failures = failures
+
+
+def _tree(root: type[FlPrivacyError]) -> dict[str, type[FlPrivacyError]]:
+    found = {root.__name__: root}
+    for child in root.__subclasses__():
+        found.update(_tree(child))
+    return found
+
+
+def to_wire(error: FlPrivacyError) -> dict[str, str]:
+    """The form in which an error crosses a process boundary."""
+    return {"error": type(error).__name__, "message": str(error)}
+
+
+def from_wire(wire: dict[str, str]) -> FlPrivacyError:
+    """Rebuild an error that another process sent; an unknown class becomes the base class, never a success."""
+    name, message = str(wire.get("error", "")), str(wire.get("message", ""))
+    kind = _tree(FlPrivacyError).get(name, FlPrivacyError)
+    if kind in (OwnerFailed, RoundFailed, FlPrivacyError):
+        return FlPrivacyError(f"{name}: {message}" if name else message)
+    return kind(message)

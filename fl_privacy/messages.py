@@ -1,0 +1,192 @@
+"""Frozen, versioned values that cross a boundary between parties, their canonical bytes, and their signatures.
+
+A message is hostile until ``open_signed`` has returned it: parsing alone proves nothing about who wrote it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self, TypeVar
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from fl_privacy.errors import MessageError, SignatureInvalid
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]  # sha256, or a 32-byte public key
+OwnerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
+
+
+class Message(BaseModel):
+    """A frozen value with one canonical form: JSON, keys sorted, no spaces, UTF-8."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def canonical(self) -> bytes:
+        """The bytes that are hashed and signed."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def digest(self) -> str:
+        """sha256 of the canonical bytes, bound to the message's type."""
+        return hashlib.sha256(_tagged(type(self).__name__, self.canonical())).hexdigest()
+
+    @classmethod
+    def parse(cls, data: bytes | str) -> Self:
+        """Read a message from JSON; raises MessageError that names the field."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as problem:
+            raise MessageError(f"{cls.__name__}: {first_problem(problem)}") from None
+
+
+def first_problem(problem: ValidationError) -> str:
+    """The first field at fault and why, in one line, without echoing the value."""
+    first = problem.errors(include_input=False, include_url=False, include_context=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'message'}: {first['msg']}"
+
+
+class Signed(Message):
+    """A message with its Ed25519 signature. ``kind`` is the message's class name, ``signer`` a public key in hex."""
+
+    kind: str
+    body: str
+    signer: Digest
+    signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
+
+
+class TensorSpec(Message):
+    """Name and shape of one tensor."""
+
+    name: TensorName
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+
+
+class Encoding(Message):
+    """How an update becomes integers in a plaintext slot; public and the same for the whole cohort.
+
+    A coordinate x is clipped to [-value_range, value_range], scaled to signed integers of ``value_bits`` bits, and placed in a
+    field of ``field_bits`` bits (head-room for the sum); ``fields_per_slot`` fields share one slot modulo a batching
+    prime of ``modulus_bits`` bits.
+    """
+
+    value_range: Annotated[float, Field(gt=0)]
+    value_bits: Annotated[int, Field(ge=2, le=16)]
+    field_bits: Annotated[int, Field(ge=2, le=32)]
+    fields_per_slot: Annotated[int, Field(ge=1, le=16)]
+    modulus_bits: Annotated[int, Field(ge=20, le=60)]
+
+
+class RoundOrder(Message):
+    """What the scientist orders from every owner of a cohort for one attempt at one round; its digest is R_t.
+
+    ``weights`` are the declared corpus sizes, in the order of ``cohort``; ``model`` is the sha256 of the safetensors blob.
+    """
+
+    version: Literal[1] = 1
+    plan: Digest
+    code: Digest
+    registry: Digest
+    round: Annotated[int, Field(ge=0)]
+    attempt: Annotated[int, Field(ge=0)]
+    model: Digest
+    tensors: tuple[TensorSpec, ...]
+    cohort: tuple[OwnerName, ...]
+    weights: tuple[Annotated[int, Field(ge=1)], ...]
+    encoding: Encoding
+
+
+class UpdateReceipt(Message):
+    """An owner's signed word for its encrypted update. Only hashes, public costs and the ledger's state."""
+
+    order: Digest
+    owner: OwnerName
+    ciphertext: Digest
+    ciphertext_bytes: int
+    training_seconds: float
+    encryption_seconds: float
+    epsilon_spent: float
+    epsilon_budget: float
+    delta: float
+    ledger_head: Digest
+
+
+class OpenRequest(Message):
+    """The scientist's request to open one sum: the order, the whole cohort's receipts, the sha256 of the summed ciphertext."""
+
+    order: Signed
+    receipts: tuple[Signed, ...]
+    total: Digest
+
+
+class OpenedSum(Message):
+    """An owner's signed word for an opened sum; ``values`` is the sha256 of the little-endian float32 vector."""
+
+    order: Digest
+    owner: OwnerName
+    total: Digest
+    values: Digest
+    decryption_seconds: float
+
+
+class CorpusCard(Message):
+    """What an owner tells about its corpus: public by the owner's decision. ``digest`` binds the private rows without showing them."""
+
+    owner: OwnerName
+    title: str
+    description: str
+    digest: Digest
+    declared_size: Annotated[int, Field(ge=1)]
+    unit: Literal["record"] = "record"
+    mock_rows: tuple[str, ...]
+
+
+class LedgerStatement(Message):
+    """An owner's signed statement of its privacy ledger."""
+
+    owner: OwnerName
+    epsilon_spent: float
+    epsilon_budget: float
+    delta: float
+    unit: Literal["record"] = "record"
+    accountant: Literal["prv", "rdp"]
+    entries: int
+    head: Digest
+
+
+Some = TypeVar("Some", bound=Message)
+
+
+def public_hex(key: Ed25519PrivateKey) -> str:
+    """The public half of a signing key, in hex."""
+    return key.public_key().public_bytes_raw().hex()
+
+
+def sign(message: Message, key: Ed25519PrivateKey) -> Signed:
+    """Sign the canonical bytes of a message, bound to its type."""
+    kind, body = type(message).__name__, message.canonical()
+    return Signed(kind=kind, body=body.decode(), signer=public_hex(key), signature=key.sign(_tagged(kind, body)).hex())
+
+
+def open_signed(signed: Signed, kind: type[Some], signer: str) -> Some:
+    """Check type, signer and signature, then parse.
+
+    Args: signer is the public key (hex) that must have signed. Raises: SignatureInvalid, MessageError.
+    """
+    if signed.kind != kind.__name__:
+        raise SignatureInvalid(f"expected a signed {kind.__name__}, got {signed.kind[:40]!r}")
+    if signed.signer != signer:
+        raise SignatureInvalid(f"{kind.__name__} is signed by key {signed.signer[:16]}…, expected {signer[:16]}…")
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(signer)).verify(
+            bytes.fromhex(signed.signature), _tagged(signed.kind, signed.body.encode())
+        )
+    except (InvalidSignature, ValueError):
+        raise SignatureInvalid(f"the signature of {kind.__name__} by key {signer[:16]}… does not verify") from None
+    return kind.parse(signed.body)
+
+
+def _tagged(kind: str, body: bytes) -> bytes:
+    return b"fl_privacy/v1/" + kind.encode() + b"\0" + body
