@@ -45,7 +45,8 @@ class Message(BaseModel):
 def first_problem(problem: ValidationError) -> str:
     """The first field at fault and why, in one line, without echoing the value."""
     first = problem.errors(include_input=False, include_url=False, include_context=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'message'}: {first['msg']}"
+    where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
 
 
 class Signed(Message):
@@ -132,12 +133,15 @@ class OpenedSum(Message):
 
 
 class CorpusCard(Message):
-    """What an owner tells about its corpus: public by the owner's decision. ``digest`` binds the private rows without showing them."""
+    """What an owner tells about its corpus, public by the owner's decision.
+
+    ``corpus`` is a salted digest: it binds the private rows without letting anyone test a guess at them.
+    """
 
     owner: OwnerName
     title: str
     description: str
-    digest: Digest
+    corpus: Digest
     declared_size: Annotated[int, Field(ge=1)]
     unit: Literal["record"] = "record"
     mock_rows: tuple[str, ...]
