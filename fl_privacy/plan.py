@@ -80,6 +80,7 @@ class TrainingPlan(Message):
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 0  # counted over the whole run, not per round
+    schedule: Literal["constant", "linear"] = "linear"  # after the warm-up; linear falls to zero at the end of the run
     server_lr: Annotated[float, Field(gt=0, le=10)] = 1.0
 
     target_epsilon: Annotated[float, Field(gt=0, le=50)] = 8.0
