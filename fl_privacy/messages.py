@@ -192,5 +192,10 @@ def open_signed(signed: Signed, kind: type[Some], signer: str) -> Some:
     return kind.parse(signed.body)
 
 
+def channel_payload(method: str, path: str, timestamp: int, nonce: str) -> bytes:
+    """The bytes that a caller of the blob channel signs for one request; ``timestamp`` in whole Unix seconds."""
+    return _tagged("channel", f"{method}\n{path}\n{timestamp}\n{nonce}".encode())
+
+
 def _tagged(kind: str, body: bytes) -> bytes:
     return b"fl_privacy/v1/" + kind.encode() + b"\0" + body

@@ -59,7 +59,7 @@ class TrainingPlan(Message):
 
     Privacy: each owner's updates, all rounds together, are (``target_epsilon``, ``delta``)-differentially private for adding
     or removing one record (one corpus row), by DP-SGD with Poisson sampling (Abadi et al. 2016); the noise is calibrated
-    by ``accountant`` for ``rounds * local_steps`` steps at sample rate ``batch_size / declared size``.
+    by ``accountant`` for ``(rounds + retries) * local_steps`` steps at sample rate ``batch_size / declared size``.
     """
 
     version: Literal[1] = 1
@@ -71,6 +71,7 @@ class TrainingPlan(Message):
     minimal_cohort: Annotated[int, Field(ge=MINIMAL_COHORT)] = MINIMAL_COHORT
 
     rounds: Annotated[int, Field(ge=1, le=1000)] = 5
+    retries: Annotated[int, Field(ge=0, le=100)] = 0  # attempts beyond one per round, already paid for in the noise
     local_steps: Annotated[int, Field(ge=1, le=10_000)] = 20
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 512  # expected size of a Poisson batch
     trainable: Annotated[str, StringConstraints(pattern=r"^(all|head|layers:\d{1,3}-\d{1,3})$")] = "all"
@@ -113,8 +114,13 @@ class TrainingPlan(Message):
 
     @property
     def total_steps(self) -> int:
-        """DP-SGD steps of the whole run at one owner."""
+        """Steps of the whole run at one owner, which the learning-rate schedule counts."""
         return self.rounds * self.local_steps
+
+    @property
+    def paid_steps(self) -> int:
+        """DP-SGD steps that the noise is calibrated for: every round, and every retry the plan allows."""
+        return (self.rounds + self.retries) * self.local_steps
 
     def sample_rate(self, declared_size: int) -> float:
         """Poisson rate q at an owner: expected batch over *declared* (public) size. Raises PlanError when q > 1."""

@@ -1,0 +1,6 @@
+"""``python -m fl_privacy``."""
+
+from fl_privacy.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""May this order run? Every reason to say no, checked before the ledger or the corpus is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fl_privacy.encryption.packing import choose_encoding
+from fl_privacy.encryption.registry import Registry
+from fl_privacy.errors import CohortTooSmall, MessageError, NotApproved, OrderRefused
+from fl_privacy.guard.approvals import Approvals, Decision
+from fl_privacy.guard.home import Domain
+from fl_privacy.learning.trainable import specs_for
+from fl_privacy.messages import CorpusCard, Encoding, RoundOrder, Signed, open_signed
+from fl_privacy.plan import TrainingPlan
+from fl_privacy.privacy.accounting import calibrate
+from fl_privacy.privacy.entries import Spend
+
+
+def order_encoding(plan: TrainingPlan, weights: Sequence[int]) -> Encoding:
+    """The encoding that a plan implies for a cohort: updates of at most ``update_range``, weighted by p_k <= max p."""
+    return choose_encoding(len(weights), plan.update_bits, plan.update_range * max(weights) / sum(weights))
+
+
+def round_spend(plan: TrainingPlan, declared_size: int) -> Spend:
+    """What one attempt at one round costs at an owner; the noise is calibrated for the whole plan."""
+    rate = plan.sample_rate(declared_size)
+    sigma = calibrate(plan.target_epsilon, plan.delta, rate, plan.paid_steps, plan.accountant)
+    return Spend(noise_multiplier=sigma, sample_rate=rate, steps=plan.local_steps)
+
+
+def plan_spends(plan: TrainingPlan, declared_size: int) -> list[Spend]:
+    """What the whole plan costs at an owner, one entry per paid round."""
+    return [round_spend(plan, declared_size)] * (plan.rounds + plan.retries)
+
+
+def decision_for(signed: Signed, approvals: Approvals) -> tuple[RoundOrder, Decision]:
+    """The order and the approval that covers it, checked against the approved scientist's key.
+
+    Raises: NotApproved, RequestDenied, SignatureInvalid, MessageError.
+    """
+    if signed.kind != RoundOrder.__name__:
+        raise MessageError(f"expected a signed RoundOrder, got {signed.kind[:40]!r}")
+    decision = approvals.approved(RoundOrder.parse(signed.body).plan)
+    return open_signed(signed, RoundOrder, decision.scientist), decision
+
+
+def check_order(
+    order: RoundOrder,
+    decision: Decision,
+    domain: Domain,
+    card: CorpusCard,
+    registry: Registry,
+    earlier: Sequence[RoundOrder],
+    inbox: Path,
+) -> TrainingPlan:
+    """Raise unless ``order`` is exactly what was approved, in turn, for a cohort that can hide one update.
+
+    ``earlier`` are the orders of the same plan that this guard has admitted before. Returns the plan.
+    Raises: NotApproved, OrderRefused, CohortTooSmall.
+    """
+    plan = decision.training_plan
+    if order.code != decision.code:
+        raise NotApproved(f"the order names code {order.code[:16]}…, approved was {decision.code[:16]}…")
+    if card.corpus != decision.corpus:
+        raise NotApproved("the corpus has changed since the approval; ask the owner to review the request again")
+    if order.registry != registry.digest():
+        raise OrderRefused("the order names another registry of owners than the one this owner vetted")
+    _check_cohort(order, plan, domain, card)
+    _check_turn(order, plan, earlier)
+    if order.tensors != specs_for(plan.model, plan.trainable):
+        raise OrderRefused(f"the order's tensors are not the ones that `trainable = {plan.trainable}` gives")
+    if order.encoding != order_encoding(plan, order.weights):
+        raise OrderRefused("the order's encoding is not the one that the plan implies for this cohort")
+    if order.round == 0 and order.model != plan.model.weights:
+        raise OrderRefused("round 0 must start from the approved model's weights")
+    for blob in (order.model, plan.model.vocabulary):
+        if not (inbox / blob).is_file():
+            raise OrderRefused(f"blob {blob[:16]}… has not been uploaded")
+    return plan
+
+
+def _check_cohort(order: RoundOrder, plan: TrainingPlan, domain: Domain, card: CorpusCard) -> None:
+    least = max(plan.minimal_cohort, domain.policy.minimal_cohort)
+    if len(order.cohort) < least:
+        raise CohortTooSmall(f"a cohort of {len(order.cohort)} is less than {least}: a sum over it could give one update away")
+    if list(order.cohort) != sorted(set(order.cohort)):
+        raise OrderRefused("the cohort must name each owner once, in order")
+    if not set(order.cohort) <= set(plan.owners):
+        raise OrderRefused(f"not in the approved plan: {', '.join(sorted(set(order.cohort) - set(plan.owners)))}")
+    if domain.owner not in order.cohort or len(order.weights) != len(order.cohort):
+        raise OrderRefused(f"the order has no part for {domain.owner}")
+    if order.weights[order.cohort.index(domain.owner)] != card.declared_size:
+        raise OrderRefused(f"the weight of {domain.owner} must be its declared size {card.declared_size}")
+
+
+def _check_turn(order: RoundOrder, plan: TrainingPlan, earlier: Sequence[RoundOrder]) -> None:
+    if order.round >= plan.rounds:
+        raise OrderRefused(f"round {order.round} is outside the approved {plan.rounds} rounds")
+    if len(earlier) >= plan.rounds + plan.retries:
+        raise OrderRefused(f"all {plan.rounds + plan.retries} attempts that the plan pays for have been used")
+    last = max(((past.round, past.attempt) for past in earlier), default=(-1, 0))
+    if (order.round, order.attempt) <= last:
+        raise OrderRefused(f"round {order.round} attempt {order.attempt} is not after round {last[0]} attempt {last[1]}")

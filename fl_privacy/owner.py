@@ -1,0 +1,189 @@
+"""One data owner's two processes: the guard (strong room) and the datasite (front desk), under one folder.
+
+    HOME/guard      see ``guard.home``          HOME/datasite   Syft's state, identity and log
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from fl_privacy.datasite import accounts, requests
+from fl_privacy.datasite.launch import Datasite
+from fl_privacy.encryption.keys import Identity
+from fl_privacy.errors import ConnectionFailed, HomeError, PlanError
+from fl_privacy.guard.client import GuardClient
+from fl_privacy.guard.home import Domain, GuardHome
+from fl_privacy.guard.service import FRONT_SOCKET, OWNER_SOCKET
+from fl_privacy.messages import CorpusCard, LedgerStatement, Signed, public_hex
+from fl_privacy.privacy.entries import LedgerEntry
+from fl_privacy.privacy.ledger import Ledger
+
+PORT_FILE = "port"
+LONGEST_SOCKET_PATH = 100  # bytes; Unix sockets allow 107
+
+
+class Owner:
+    """Start, stop and speak for one owner. Use as a context manager, or ``start`` and ``stop``."""
+
+    def __init__(self, home: Path, port: int | None = None) -> None:
+        """Args: ``home`` was made by ``Owner.init``; ``port`` of the datasite, a free one by default. Raises: HomeError."""
+        self.home = home.resolve()
+        self.guard_home = self.home / "guard"
+        if len(os.fsencode(self.guard_home / OWNER_SOCKET)) > LONGEST_SOCKET_PATH:
+            raise HomeError(f"the path {self.home} is too long for a Unix socket; choose a shorter folder")
+        self.name = Domain.read(self.guard_home / "domain.toml").owner
+        self.datasite = Datasite(self.home / "datasite", self.name, self.guard_home / FRONT_SOCKET, port)
+        self.guard = GuardClient(self.guard_home / OWNER_SOCKET)
+        self.guard_process: subprocess.Popen[bytes] | None = None
+        self._desk: Any = None
+
+    @classmethod
+    def init(cls, home: Path, domain_file: Path) -> Owner:
+        """Make a new owner's folder from a domain.toml. Raises: HomeError."""
+        GuardHome.create(home / "guard", Domain.read(domain_file)).close()
+        home.chmod(0o700)
+        return cls(home)
+
+    @classmethod
+    def running(cls, home: Path) -> Owner:
+        """The owner that another process serves. Raises: HomeError when nobody does."""
+        try:
+            return cls(home, int((home / PORT_FILE).read_text()))
+        except FileNotFoundError:
+            raise HomeError(f"{home} is not being served; start it with `fl-privacy owner serve`") from None
+
+    def start(self) -> Self:
+        """Start the guard, then the datasite, and publish the corpus's mock rows. Raises: HomeError, ConnectionFailed."""
+        try:
+            self.start_guard()
+            self.datasite.start()
+            (self.home / PORT_FILE).write_text(str(self.datasite.port))
+            self.publish()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def start_guard(self, timeout: float = 90.0) -> None:
+        """Start only the guard and wait until it answers."""
+        with open(os.open(self.guard_home / "guard.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
+            command = [sys.executable, "-m", "fl_privacy.guard", str(self.guard_home)]
+            self.guard_process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self.guard_process.poll() is not None:
+                raise HomeError(f"the guard of {self.name} ended while starting; see {self.guard_home / 'guard.log'}")
+            try:
+                self.guard.call("GET", "/v1/status")
+                return
+            except ConnectionFailed:
+                time.sleep(0.1)
+        raise ConnectionFailed(f"the guard of {self.name} did not answer in time; see {self.guard_home / 'guard.log'}")
+
+    def stop(self) -> None:
+        """Stop both processes; safe to call at any time."""
+        (self.home / PORT_FILE).unlink(missing_ok=True)
+        self.datasite.stop()
+        process, self.guard_process = self.guard_process, None
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def publish(self) -> None:
+        """Show the corpus's mock rows in Syft; the private side is only a reference."""
+        cards = [
+            CorpusCard.model_validate(card) for card in GuardClient(self.guard_home / FRONT_SOCKET).call("GET", "/v1/corpora")
+        ]
+        accounts.publish_corpus(self.desk, cards)
+
+    def enrol(self, cards: Sequence[Signed]) -> dict[str, Any]:
+        """Accept the owners whose fingerprints were compared. Raises: SignatureInvalid, OrderRefused."""
+        body = json.dumps([card.model_dump(mode="json") for card in cards]).encode()
+        answer: dict[str, Any] = self.guard.call("POST", "/v1/enrol", body)
+        return answer
+
+    def card(self) -> Signed:
+        """The owner's signed identity card."""
+        return Signed.model_validate(GuardClient(self.guard_home / FRONT_SOCKET).call("GET", "/v1/info")["card"])
+
+    @property
+    def desk(self) -> Any:
+        """A Syft session with the owner's authority."""
+        if self._desk is None:
+            self._desk = accounts.login_owner(self.datasite)
+        return self._desk
+
+    def invite(self, name: str, email: str) -> str:
+        """Create a scientist's account; returns the generated password."""
+        return accounts.invite_scientist(self.desk, name, email)
+
+    def requests(self) -> list[requests.CodeRequest]:
+        """Every code request, oldest first, with the numbers that the other commands take."""
+        return requests.all_requests(self.desk)
+
+    def request(self, number: int) -> requests.CodeRequest:
+        """One request by number. Raises: PlanError when there is none."""
+        for request in self.requests():
+            if request.number == number:
+                return request
+        raise PlanError(f"there is no request {number}; see `fl-privacy requests list`")
+
+    def review(self, number: int) -> dict[str, Any]:
+        """The guard's explanation of a request (fields of ``guard.review.Review`` and ``objection``)."""
+        answer: dict[str, Any] = self.guard.call("POST", "/v1/review", _json(code=self.request(number).code))
+        return answer
+
+    def approve(self, number: int) -> None:
+        """Approve a request: the guard first, whose word counts, then Syft. Raises: NotApproved."""
+        request = self.request(number)
+        self.guard.call("POST", "/v1/approve", _json(code=request.code))
+        requests.approve(self.desk, request)
+
+    def deny(self, number: int, reason: str) -> None:
+        """Deny a request; the scientist reads the reason. Foreign code is only noted in Syft: no plan can be read from it."""
+        request = self.request(number)
+        with contextlib.suppress(PlanError):  # not the template: the guard would never run it
+            self.guard.call("POST", "/v1/deny", _json(code=request.code, reason=reason))
+        requests.deny(self.desk, request, reason)
+
+
+def read_ledger(home: Path) -> tuple[list[LedgerEntry], LedgerStatement]:
+    """All entries of an owner's ledger and its statement, verified; works beside a running guard. Raises: LedgerError."""
+    with contextlib.closing(_open_ledger(home)) as ledger:
+        return ledger.entries(), ledger.statement()
+
+
+def export_ledger(home: Path, file: Path) -> str:
+    """Write the signed entries to a file for an auditor; returns the owner's public key. Raises: LedgerError."""
+    with contextlib.closing(_open_ledger(home)) as ledger:
+        ledger.export(file)
+    return public_hex(Identity.load(home / "guard" / "keys").signing_key)
+
+
+def _open_ledger(home: Path) -> Ledger:
+    path = home / "guard" / "ledger.sqlite"
+    if not path.exists():
+        raise HomeError(f"{home} is not an owner's folder; create one with `fl-privacy owner init`")
+    return Ledger.open(path, Identity.load(home / "guard" / "keys").signing_key)
+
+
+def _json(**fields: str) -> bytes:
+    return json.dumps(fields).encode()

@@ -1,0 +1,142 @@
+"""DP-SGD: the only door to Opacus. Samples batches, clips each example's gradient, adds the owner's noise, steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample.grad_sample_module import GradSampleHooks
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fl_privacy.errors import PrivacyError
+from fl_privacy.privacy.randomness import OwnerRandomness
+
+_MEMORY = 1 << 30  # bytes for per-example gradients
+_LARGEST_PART = 32  # examples in one pass; more fall out of the processor's cache
+
+
+@dataclass(frozen=True)
+class DPSettings:
+    """The mechanism whose steps an accountant counts.
+
+    Privacy: one step is a Gaussian mechanism with noise ``noise_multiplier * max_grad_norm`` on a sum in which one record has
+        norm at most ``max_grad_norm``, over a Poisson sample at ``sample_rate``; neighbours differ by adding or removing
+        one record.
+    """
+
+    noise_multiplier: float
+    max_grad_norm: float
+    sample_rate: float
+    expected_batch_size: int  # public; the divisor of every noisy sum, whatever the sample's size was
+
+    def __post_init__(self) -> None:
+        for name in ("noise_multiplier", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise PrivacyError(f"{name} must be a finite number above 0; without it there is no privacy")
+        if not 0 < self.sample_rate <= 1:
+            raise PrivacyError("sample_rate must be above 0 and at most 1")
+        if self.expected_batch_size < 1:
+            raise PrivacyError("expected_batch_size must be at least 1")
+
+
+def train_privately(
+    model: nn.Module,
+    optimizer: Optimizer,
+    settings: DPSettings,
+    *,
+    rows: int,
+    steps: int,
+    losses: Callable[[NDArray[np.int64]], Tensor],
+    after_step: Callable[[int], None],
+    randomness: OwnerRandomness | None = None,
+) -> None:
+    """Take ``steps`` DP-SGD steps on the parameters of ``optimizer``, in place.
+
+    Args: optimizer must be fresh and hold exactly the model's trainable parameters; rows is the number of private examples;
+        losses(indices) is one loss for each of the examples, shape (len(indices),), example i's depending on example i only;
+        after_step(i) is called after step i.
+    Raises: PrivacyError.
+    Privacy: (epsilon, delta) of ``steps`` compositions of ``settings``; the number of steps never depends on the data.
+    Source: Abadi et al. 2016 (Deep learning with differential privacy), Algorithm 1, with Poisson sampling.
+    """
+    randomness = randomness or OwnerRandomness()
+    trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    _check(model, optimizer, trained)
+    private = _NoisyOptimizer(optimizer, settings, randomness)
+    part = max(1, min(_LARGEST_PART, _MEMORY // (8 * sum(map(Tensor.numel, trained)))))
+    model.train()
+    with _per_example_gradients(model):
+        for step in range(steps):
+            private.zero_grad(set_to_none=True)
+            sample = randomness.poisson_sample(rows, settings.sample_rate)
+            parts = [sample[start : start + part] for start in range(0, len(sample), part)] or [sample]
+            for place, indices in enumerate(parts):
+                _backward(losses, indices, trained)
+                private.signal_skip_step(place < len(parts) - 1)
+                private.step()
+                private.zero_grad(set_to_none=True)
+            after_step(step)
+
+
+class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimizer with the owner's noise, and with examples dropped whose gradient is not finite."""
+
+    def __init__(self, optimizer: Optimizer, settings: DPSettings, randomness: OwnerRandomness) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=settings.noise_multiplier,
+            max_grad_norm=settings.max_grad_norm,
+            expected_batch_size=settings.expected_batch_size,
+            loss_reduction="mean",
+        )
+        self._randomness = randomness
+
+    def clip_and_accumulate(self) -> None:
+        # An overflow (which hostile weights can provoke for chosen records) would turn the whole sum into nan: an un-noised
+        # answer to "is such a record here?". Such an example contributes zero, which is within the clipping bound.
+        norms = [torch.linalg.vector_norm(sample.flatten(1), dim=1) for sample in self.grad_samples]
+        finite = torch.stack(norms).isfinite().all(dim=0)
+        if not finite.all():
+            for tensor in self.params:
+                tensor.grad_sample[~finite] = 0.0
+        super().clip_and_accumulate()
+
+    def add_noise(self) -> None:
+        std = self.noise_multiplier * self.max_grad_norm
+        for tensor in self.params:
+            noise = torch.from_numpy(self._randomness.gaussian(tuple(tensor.shape), std))
+            tensor.grad = (tensor.summed_grad.double() + noise).to(tensor.dtype)
+
+
+@contextmanager
+def _per_example_gradients(model: nn.Module) -> Iterator[None]:
+    hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", strict=True)
+    try:
+        yield
+    finally:
+        hooks.cleanup()
+
+
+def _backward(losses: Callable[[NDArray[np.int64]], Tensor], indices: NDArray[np.int64], trained: list[nn.Parameter]) -> None:
+    if not len(indices):  # an empty Poisson sample still releases noise
+        for tensor in trained:
+            tensor.grad_sample = tensor.new_zeros((0, *tensor.shape))  # type: ignore[attr-defined]
+        return
+    values = losses(indices)
+    if values.shape != (len(indices),):
+        raise PrivacyError(f"losses must give one value for each of {len(indices)} examples, got shape {tuple(values.shape)}")
+    values.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _check(model: nn.Module, optimizer: Optimizer, trained: list[nn.Parameter]) -> None:
+    if optimizer.state:
+        raise PrivacyError("the optimizer was used before; DP-SGD needs a fresh one for every round")
+    if {id(tensor) for tensor in trained} != {id(tensor) for tensor in model.parameters() if tensor.requires_grad}:
+        raise PrivacyError("the optimizer must hold exactly the trainable parameters, or some would be released without noise")

@@ -1,0 +1,87 @@
+"""What a run leaves behind: one JSON line per round, and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg", force=False)
+
+import matplotlib.pyplot as plt
+from pydantic import ConfigDict
+
+from fl_privacy.messages import Message
+
+
+class OwnerSpend(Message):
+    """An owner's ledger after a round, from its signed receipt."""
+
+    epsilon: float
+    budget: float
+    delta: float
+    ledger_head: str
+
+
+class RoundRecord(Message):
+    """One finished round. Bytes are HTTP bodies on the wire: up from the owners, down to them. Seconds are wall time."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    round: int
+    attempt: int
+    order: str
+    accuracy: float
+    perplexity: float
+    update_norm: float
+    spends: dict[str, OwnerSpend]
+    parameters: int
+    ciphertext_bytes: int
+    bytes_up: int
+    bytes_down: int
+    seconds_training: float
+    seconds_crypto: float
+    seconds_transport: float
+
+
+class History:
+    """Round records in memory and, line by line, in ``history.jsonl``."""
+
+    def __init__(self, path: Path, accuracy_before: float) -> None:
+        """Args: ``accuracy_before`` is the validation accuracy of the model that the run starts from."""
+        self.path, self.accuracy_before = path, accuracy_before
+        self.rounds: list[RoundRecord] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+    def append(self, record: RoundRecord) -> None:
+        """Keep a round; it is on disk when this returns."""
+        self.rounds.append(record)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(record.canonical().decode() + "\n")
+
+    def plot(self, path: Path) -> None:
+        """Accuracy, epsilon, bytes and seconds by round, as one PNG."""
+        figure, axes = plt.subplots(1, 4, figsize=(17, 3.8), layout="constrained")
+        at = [record.round + 1 for record in self.rounds]
+        axes[0].plot([0, *at], [self.accuracy_before, *(record.accuracy for record in self.rounds)], marker="o")
+        axes[0].set(title="MLM top-1 on validation text", xlabel="round")
+        for owner in sorted({owner for record in self.rounds for owner in record.spends}):
+            axes[1].plot(at, [record.spends[owner].epsilon for record in self.rounds], marker="o", label=owner)
+        budget = min(spend.budget for spend in self.rounds[-1].spends.values())
+        axes[1].axhline(budget, ls="--", c="grey", label="smallest budget")
+        axes[1].set(title="epsilon spent (one record, upper bound)", xlabel="round")
+        axes[1].legend()
+        axes[2].bar([i - 0.2 for i in at], [record.bytes_up / 1e6 for record in self.rounds], 0.4, label="up (encrypted)")
+        axes[2].bar([i + 0.2 for i in at], [record.bytes_down / 1e6 for record in self.rounds], 0.4, label="down")
+        axes[2].set(title="MB on the wire, all owners", xlabel="round")
+        axes[2].legend()
+        bottom = [0.0] * len(at)
+        for label in ("training", "crypto", "transport"):
+            heights = [getattr(record, f"seconds_{label}") for record in self.rounds]
+            axes[3].bar(at, heights, bottom=bottom, label=label)
+            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+        axes[3].set(title="seconds", xlabel="round")
+        axes[3].legend()
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
