@@ -63,7 +63,7 @@ class Sentence:
     used: dict[str, set[str]] = field(default_factory=dict)
 
     def expand(self, template: str) -> str:
-        """Fill every slot, from left to right; what a slot draws may hold slots itself."""
+        """Fill every slot, from left to right; what a slot draws may hold slots itself (slots do not nest)."""
         return re.sub(r"\{([^{}]+)\}", lambda slot: self.expand(self._fill(slot[1])), template)
 
     def _fill(self, slot: str) -> str:

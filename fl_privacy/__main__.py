@@ -1,6 +1,6 @@
 """``python -m fl_privacy``."""
 
-from fl_privacy.cli import main
+from fl_privacy.cli import app
 
 if __name__ == "__main__":
-    main()
+    app()

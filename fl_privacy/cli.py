@@ -2,55 +2,82 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from fl_privacy.errors import FlPrivacyError
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-owner_app = typer.Typer(help="Run a data owner: its guard (strong room) and its datasite (front desk).", no_args_is_help=True)
-corpus_app = typer.Typer(help="The owner's private text.", no_args_is_help=True)
-requests_app = typer.Typer(help="What scientists ask of this owner: read, approve, deny.", no_args_is_help=True)
-ledger_app = typer.Typer(help="The owner's privacy ledger: what was spent, and proof of it.", no_args_is_help=True)
-app.add_typer(owner_app, name="owner")
-app.add_typer(corpus_app, name="corpus")
-app.add_typer(requests_app, name="requests")
-app.add_typer(ledger_app, name="ledger")
-
-Home = Annotated[Path, typer.Option("--home", "-H", envvar="FL_PRIVACY_HOME", help="The owner's folder.")]
-FederationFile = Annotated[Path, typer.Option("--federation", "-f", help="Owners' addresses and accounts, as TOML.")]
-HERE = Path()
-
-
-def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command that prints our own errors in one line and exits with 1."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> None:
-            try:
-                function(*args, **kwargs)
-            except FlPrivacyError as error:
-                typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
-                raise typer.Exit(1) from None
-
-        group.command(name)(run)
-        return run
-
-    return register
+FILE = click.Path(path_type=Path)
+home_option = click.option(
+    "--home",
+    "-H",
+    type=FILE,
+    default=".",
+    envvar="FL_PRIVACY_HOME",
+    show_default=True,
+    show_envvar=True,
+    help="The owner's folder.",
+)
+federation_option = click.option(
+    "--federation",
+    "-f",
+    type=FILE,
+    default="federation.toml",
+    show_default=True,
+    help="Owners' addresses and accounts, as TOML.",
+)
 
 
-@command(owner_app, "init")
-def owner_init(
-    home: Home = HERE,
-    domain: Annotated[Path, typer.Option(help="domain.toml: name, title, budget and policy.")] = Path("domain.toml"),
-) -> None:
+class Commands(click.Group):
+    """A group whose commands print our own errors in one line and exit with 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command; anything but our own errors is a defect and keeps its traceback."""
+        try:
+            return super().invoke(context)
+        except FlPrivacyError as error:
+            raise click.ClickException(f"{type(error).__name__}: {error}") from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def app() -> None:
+    """Federated training of language models on text that may not be shared.
+
+    An owner runs `owner`, `corpus`, `requests` and `ledger`; a scientist runs `corpora`, `submit` and `train`; an auditor
+    runs `ledger verify`.
+    """
+
+
+@app.group("owner")
+def owner_app() -> None:
+    """Run a data owner: its guard (strong room) and its datasite (front desk)."""
+
+
+@app.group("corpus")
+def corpus_app() -> None:
+    """The owner's private text."""
+
+
+@app.group("requests")
+def requests_app() -> None:
+    """What scientists ask of this owner: read, approve, deny."""
+
+
+@app.group("ledger")
+def ledger_app() -> None:
+    """The owner's privacy ledger: what was spent, and proof of it."""
+
+
+@owner_app.command("init")
+@home_option
+@click.option(
+    "--domain", type=FILE, default="domain.toml", show_default=True, help="domain.toml: name, title, budget and policy."
+)
+def owner_init(home: Path, domain: Path) -> None:
     """Make a new owner's folder: fresh keys, an empty ledger with the budget of domain.toml."""
     from fl_privacy.display import console
     from fl_privacy.owner import Owner
@@ -59,10 +86,10 @@ def owner_init(
     console.print(f"{made.name} is ready in {made.home}. Next: fl-privacy corpus add FILE --home {home}")
 
 
-@command(owner_app, "serve")
-def owner_serve(
-    home: Home = HERE, port: Annotated[int, typer.Option(help="Port of the datasite; a free one by default.")] = 0
-) -> None:
+@owner_app.command("serve")
+@home_option
+@click.option("--port", type=int, default=0, help="Port of the datasite; a free one by default.")
+def owner_serve(home: Path, port: int) -> None:
     """Run guard and datasite on 127.0.0.1 until Ctrl-C."""
     from fl_privacy.display import console
     from fl_privacy.owner import Owner
@@ -76,8 +103,9 @@ def owner_serve(
             console.print("stopping")
 
 
-@command(owner_app, "status")
-def owner_status(home: Home = HERE) -> None:
+@owner_app.command("status")
+@home_option
+def owner_status(home: Path) -> None:
     """Show keys, corpus, budget and decisions of a running owner."""
     from fl_privacy.display import console, status
     from fl_privacy.owner import Owner
@@ -85,22 +113,22 @@ def owner_status(home: Home = HERE) -> None:
     console.print(status(Owner.running(home).guard.call("GET", "/v1/status")))
 
 
-@command(owner_app, "card")
-def owner_card(home: Home = HERE) -> None:
+@owner_app.command("card")
+@home_option
+def owner_card(home: Path) -> None:
     """Print this owner's signed identity card as JSON; send it to the other owners."""
     from fl_privacy.encryption.keys import Identity
     from fl_privacy.guard.home import Domain
 
     guard = home / "guard"
-    typer.echo(Identity.load(guard / "keys").card(Domain.read(guard / "domain.toml").owner).canonical().decode())
+    click.echo(Identity.load(guard / "keys").card(Domain.read(guard / "domain.toml").owner).canonical().decode())
 
 
-@command(owner_app, "enrol")
-def owner_enrol(
-    cards: Annotated[list[Path], typer.Argument(help="Identity cards of all owners, this one's included.")],
-    home: Home = HERE,
-    yes: Annotated[bool, typer.Option("--yes", help="The fingerprints have been compared already.")] = False,
-) -> None:
+@owner_app.command("enrol")
+@click.argument("cards", type=FILE, nargs=-1, required=True)
+@home_option
+@click.option("--yes", is_flag=True, help="The fingerprints have been compared already.")
+def owner_enrol(cards: tuple[Path, ...], home: Path, yes: bool) -> None:
     """Join the other owners, after comparing their fingerprints by telephone or in person."""
     from fl_privacy.display import console, fingerprints
     from fl_privacy.encryption.registry import build_registry
@@ -110,26 +138,28 @@ def owner_enrol(
     signed = [Signed.parse(path.read_bytes()) for path in cards]
     console.print(fingerprints(build_registry(signed)))
     if not yes:
-        typer.confirm("Do these fingerprints match what each owner reads out?", abort=True)
+        click.confirm("Do these fingerprints match what each owner reads out?", abort=True)
     answer = Owner.running(home).enrol(signed)
     console.print(f"enrolled in registry {answer['registry'][:16]}…")
 
 
-@command(owner_app, "invite")
-def owner_invite(name: str, email: str, home: Home = HERE) -> None:
+@owner_app.command("invite")
+@click.argument("name")
+@click.argument("email")
+@home_option
+def owner_invite(name: str, email: str, home: Path) -> None:
     """Create a scientist's account; prints the generated password once."""
     from fl_privacy.owner import Owner
 
-    typer.echo(Owner.running(home).invite(name, email))
+    click.echo(Owner.running(home).invite(name, email))
 
 
-@command(corpus_app, "add")
-def corpus_add(
-    file: Annotated[Path, typer.Argument(help="JSONL, TXT (one record a line) or CSV, in UTF-8.")],
-    home: Home = HERE,
-    mock: Annotated[Path | None, typer.Option(help="Rows that you publish for scientists to look at.")] = None,
-    field: Annotated[str, typer.Option(help="Name of the text field or column.")] = "text",
-) -> None:
+@corpus_app.command("add")
+@click.argument("file", type=FILE)
+@home_option
+@click.option("--mock", type=FILE, help="Rows that you publish for scientists to look at.")
+@click.option("--field", default="text", show_default=True, help="Name of the text field or column.")
+def corpus_add(file: Path, home: Path, mock: Path | None, field: str) -> None:
     """Copy a corpus into the strong room. Stop `owner serve` first."""
     from fl_privacy.display import console
     from fl_privacy.guard.corpus import add_corpus, load_rows
@@ -140,17 +170,20 @@ def corpus_add(
     console.print(f"{card.owner}: about {card.declared_size:,} records (declared), {len(card.mock_rows)} mock rows published")
 
 
-@command(requests_app, "list")
-def requests_list(home: Home = HERE) -> None:
+@requests_app.command("list")
+@home_option
+def requests_list(home: Path) -> None:
     """List all requests with their numbers."""
     from fl_privacy.display import console, request_list
     from fl_privacy.owner import Owner
 
-    console.print(request_list(Owner.running(home).requests()))
+    console.print(request_list(Owner.running(home).all_requests()))
 
 
-@command(requests_app, "review")
-def requests_review(number: int, home: Home = HERE) -> None:
+@requests_app.command("review")
+@click.argument("number", type=int)
+@home_option
+def requests_review(number: int, home: Path) -> None:
     """Explain request NUMBER: the plan in words, the code, the forecast of epsilon."""
     from fl_privacy.display import console, review
     from fl_privacy.owner import Owner
@@ -159,28 +192,32 @@ def requests_review(number: int, home: Home = HERE) -> None:
     console.print(review(number, owner.request(number).email, owner.review(number)))
 
 
-@command(requests_app, "approve")
-def requests_approve(number: int, home: Home = HERE) -> None:
+@requests_app.command("approve")
+@click.argument("number", type=int)
+@home_option
+def requests_approve(number: int, home: Path) -> None:
     """Approve request NUMBER: exactly this plan, code, corpus and scientist's key."""
     from fl_privacy.owner import Owner
 
     Owner.running(home).approve(number)
-    typer.echo(f"request {number} is approved")
+    click.echo(f"request {number} is approved")
 
 
-@command(requests_app, "deny")
-def requests_deny(
-    number: int, reason: Annotated[str, typer.Option(help="What the scientist is told.")], home: Home = HERE
-) -> None:
+@requests_app.command("deny")
+@click.argument("number", type=int)
+@click.option("--reason", required=True, help="What the scientist is told.")
+@home_option
+def requests_deny(number: int, reason: str, home: Path) -> None:
     """Deny request NUMBER, or take an approval back."""
     from fl_privacy.owner import Owner
 
     Owner.running(home).deny(number, reason)
-    typer.echo(f"request {number} is denied")
+    click.echo(f"request {number} is denied")
 
 
-@command(ledger_app, "show")
-def ledger_show(home: Home = HERE) -> None:
+@ledger_app.command("show")
+@home_option
+def ledger_show(home: Path) -> None:
     """Show every entry of the ledger, after checking its chain and signatures."""
     from fl_privacy.display import console, ledger
     from fl_privacy.owner import read_ledger
@@ -188,19 +225,20 @@ def ledger_show(home: Home = HERE) -> None:
     console.print(ledger(*read_ledger(home)))
 
 
-@command(ledger_app, "export")
-def ledger_export(file: Path, home: Home = HERE) -> None:
+@ledger_app.command("export")
+@click.argument("file", type=FILE)
+@home_option
+def ledger_export(file: Path, home: Path) -> None:
     """Write the signed entries to FILE (JSON lines) for an auditor; prints the owner's public key."""
     from fl_privacy.owner import export_ledger
 
-    typer.echo(export_ledger(home, file))
+    click.echo(export_ledger(home, file))
 
 
-@command(ledger_app, "verify")
-def ledger_verify(
-    file: Annotated[Path, typer.Argument(help="A ledger export.")],
-    key: Annotated[str, typer.Option(help="The owner's public signing key, in hex (see `owner status`).")],
-) -> None:
+@ledger_app.command("verify")
+@click.argument("file", type=FILE)
+@click.option("--key", required=True, help="The owner's public signing key, in hex (see `owner status`).")
+def ledger_verify(file: Path, key: str) -> None:
     """Verify an export: chain, signatures, and epsilon recomputed by an independent accountant."""
     from fl_privacy.display import audit, console
     from fl_privacy.privacy.audit import audit_export
@@ -208,8 +246,9 @@ def ledger_verify(
     console.print(audit(audit_export(file, key)))
 
 
-@command(app, "corpora")
-def corpora_show(federation: FederationFile = Path("federation.toml")) -> None:
+@app.command("corpora")
+@federation_option
+def corpora_show(federation: Path) -> None:
     """Scientist: show what the owners offer, with mock rows."""
     from fl_privacy.display import console, corpora
 
@@ -217,10 +256,10 @@ def corpora_show(federation: FederationFile = Path("federation.toml")) -> None:
         console.print(corpora(connected.corpora()))
 
 
-@command(app, "submit")
-def submit(
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN.toml")], federation: FederationFile = Path("federation.toml")
-) -> None:
+@app.command("submit")
+@click.argument("plan_file", type=FILE, metavar="PLAN.toml")
+@federation_option
+def submit(plan_file: Path, federation: Path) -> None:
     """Scientist: pass the owners' sealed keys on and ask every owner of PLAN.toml for approval."""
     from fl_privacy.display import console
     from fl_privacy.scientist.files import read_plan
@@ -232,13 +271,12 @@ def submit(
     console.print(f"submitted {plan.name!r} to {', '.join(plan.owners)}; run `fl-privacy train {plan_file}` once approved")
 
 
-@command(app, "train")
-def train(
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN.toml")],
-    federation: FederationFile = Path("federation.toml"),
-    out: Annotated[Path, typer.Option(help="Where model, history and picture go.")] = Path("runs/latest"),
-    validation: Annotated[Path | None, typer.Option(help="Your own validation text; by default the owners' mock rows.")] = None,
-) -> None:
+@app.command("train")
+@click.argument("plan_file", type=FILE, metavar="PLAN.toml")
+@federation_option
+@click.option("--out", type=FILE, default="runs/latest", show_default=True, help="Where model, history and picture go.")
+@click.option("--validation", type=FILE, help="Your own validation text; by default the owners' mock rows.")
+def train(plan_file: Path, federation: Path, out: Path, validation: Path | None) -> None:
     """Scientist: train PLAN.toml, which every owner has approved; shows progress and leaves the model in --out."""
     from fl_privacy.display import LiveRounds, console, rounds
     from fl_privacy.scientist.files import read_plan, read_texts
@@ -254,11 +292,4 @@ def train(
 def _connected(federation: Path) -> Any:
     from fl_privacy.scientist.files import connect
 
-    return connect(federation, lambda prompt: typer.prompt(prompt, hide_input=True))
-
-
-def main() -> None:
-    """Entry point for ``python -m fl_privacy``."""
-    app()
-
-
+    return connect(federation, lambda prompt: str(click.prompt(prompt, hide_input=True)))

@@ -1,6 +1,6 @@
 """One data owner's two processes: the guard (strong room) and the datasite (front desk), under one folder.
 
-    HOME/guard      see ``guard.home``          HOME/datasite   Syft's state, identity and log
+HOME/guard      see ``guard.home``          HOME/datasite   Syft's state, identity and log
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from fl_privacy.messages import CorpusCard, LedgerStatement, Signed, public_hex
 from fl_privacy.privacy.entries import LedgerEntry
 from fl_privacy.privacy.ledger import Ledger
 
-PORT_FILE = "port"
 LONGEST_SOCKET_PATH = 100  # bytes; Unix sockets allow 107
 
 
@@ -55,17 +54,18 @@ class Owner:
     @classmethod
     def running(cls, home: Path) -> Owner:
         """The owner that another process serves. Raises: HomeError when nobody does."""
+        owner = cls(home)
         try:
-            return cls(home, int((home / PORT_FILE).read_text()))
-        except FileNotFoundError:
-            raise HomeError(f"{home} is not being served; start it with `fl-privacy owner serve`") from None
+            owner.guard.call("GET", "/v1/status")
+        except ConnectionFailed:
+            raise HomeError(f"{home} is not being served; start it with `fl-privacy owner serve --home {home}`") from None
+        return owner
 
     def start(self) -> Self:
         """Start the guard, then the datasite, and publish the corpus's mock rows. Raises: HomeError, ConnectionFailed."""
         try:
             self.start_guard()
             self.datasite.start()
-            (self.home / PORT_FILE).write_text(str(self.datasite.port))
             self.publish()
         except BaseException:
             self.stop()
@@ -90,7 +90,6 @@ class Owner:
 
     def stop(self) -> None:
         """Stop both processes; safe to call at any time."""
-        (self.home / PORT_FILE).unlink(missing_ok=True)
         self.datasite.stop()
         process, self.guard_process = self.guard_process, None
         if process is not None:
@@ -135,13 +134,13 @@ class Owner:
         """Create a scientist's account; returns the generated password."""
         return accounts.invite_scientist(self.desk, name, email)
 
-    def requests(self) -> list[requests.CodeRequest]:
+    def all_requests(self) -> list[requests.CodeRequest]:
         """Every code request, oldest first, with the numbers that the other commands take."""
         return requests.all_requests(self.desk)
 
     def request(self, number: int) -> requests.CodeRequest:
         """One request by number. Raises: PlanError when there is none."""
-        for request in self.requests():
+        for request in self.all_requests():
             if request.number == number:
                 return request
         raise PlanError(f"there is no request {number}; see `fl-privacy requests list`")

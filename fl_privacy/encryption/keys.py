@@ -10,7 +10,7 @@ import os
 import stat
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import tenseal.sealapi as seal
@@ -18,13 +18,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, PublicKey, SealedBox
-from pydantic import StringConstraints
 
 from fl_privacy.encryption import cipher
 from fl_privacy.encryption.packing import DEGREE
-from fl_privacy.encryption.registry import OwnerCard, Registry
+from fl_privacy.encryption.registry import OwnerCard, Registry, SealedKey
 from fl_privacy.errors import CiphertextInvalid, DigestMismatch, EncryptionError, HomeError, KeyMissing
-from fl_privacy.messages import Digest, Message, OwnerName, Signed, open_signed, public_hex, sign
+from fl_privacy.messages import Signed, open_signed, public_hex, sign
 
 _FILE = "identity.key"
 _KEY_TAG = b"FLKEY\0\0\1"
@@ -83,15 +82,6 @@ class Identity:
             tenseal=version("tenseal"),
         )
         return sign(card, self.signing_key)
-
-
-class SealedKey(Message):
-    """The HE secret key, sealed by the dealer for one owner; ``ciphertext`` is a PyNaCl SealedBox in hex."""
-
-    sender: OwnerName
-    recipient: OwnerName
-    registry: Digest
-    ciphertext: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})+$", max_length=2 * (_KEY_BYTES + 48))]
 
 
 def generate_secret_key() -> bytes:

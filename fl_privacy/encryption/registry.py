@@ -61,6 +61,15 @@ class Registry(Message):
         raise KeyMissing(f"the registry has no card of {owner[:40]!r}")
 
 
+class SealedKey(Message):
+    """The HE secret key, sealed by the dealer for one owner; ``ciphertext`` is a PyNaCl SealedBox in hex."""
+
+    sender: OwnerName
+    recipient: OwnerName
+    registry: Digest
+    ciphertext: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})+$", max_length=100_000)]
+
+
 def build_registry(cards: Iterable[Signed]) -> Registry:
     """Verify that each card is signed by the key it names, and put them in order.
 

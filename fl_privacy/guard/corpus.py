@@ -63,7 +63,7 @@ def add_corpus(home: GuardHome, path: Path, mock_rows: Sequence[str], field: str
         title=home.domain.title,
         description=home.domain.description,
         corpus=seal.hexdigest(),
-        declared_size=_round_down(count),
+        declared_size=round_down(count),
         mock_rows=tuple(mock_rows),
     )
     partial.replace(folder / "rows.jsonl")
@@ -96,7 +96,8 @@ def check_digest(home: GuardHome) -> None:
         raise CorpusError(f"the corpus of {home.owner} was changed outside `fl-privacy corpus add`; add it again")
 
 
-def _round_down(count: int) -> int:
+def round_down(count: int) -> int:
+    """The declared size of a corpus: its rows, rounded down to two digits."""
     unit: int = 10 ** max(0, len(str(count)) - 2)
     return count // unit * unit
 

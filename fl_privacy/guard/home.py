@@ -1,10 +1,10 @@
 """An owner's guard home: one folder, mode 0700, that holds everything the owner must not lose or show.
 
-    domain.toml   owner's name, budget and policy      corpus/     private rows, salt, card
-    mock.jsonl    rows that the owner publishes        keys/       identity, HE secret key, envelopes (0600)
-    ledger.sqlite privacy ledger                       approvals/  one file per plan
-    registry.json the owners of the federation         rounds/     one folder per order
-    inbox/ outbox/ blobs by sha256                     guard.lock  held by the one process that uses the home
+domain.toml   owner's name, budget and policy      corpus/     private rows, salt, card
+mock.jsonl    rows that the owner publishes        keys/       identity, HE secret key, envelopes (0600)
+ledger.sqlite privacy ledger                       approvals/  one file per plan
+registry.json the owners of the federation         rounds/     one folder per order
+inbox/ outbox/ blobs by sha256                     guard.lock  held by the one process that uses the home
 """
 
 from __future__ import annotations

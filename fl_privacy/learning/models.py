@@ -162,8 +162,10 @@ def _config(fields: Mapping[str, Any], source: str) -> BertConfig:
 
 
 def _bundle(model: BertForMaskedLM, vocabulary: bytes, source: str) -> ModelBundle:
-    weights = to_bytes(parameters_of(model))
-    config = model.config.to_dict()
+    parameters, config = parameters_of(model), model.config.to_dict()
+    for name, array in parameters.items():
+        _checked(name, parameters, array.shape)
+    weights = to_bytes(parameters)
     told = {name: config[name] for name in ARCHITECTURE} | {"model_type": "bert"}
     spec = ModelSpec(
         source=source,

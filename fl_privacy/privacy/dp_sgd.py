@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def train_privately(
     trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     _check(model, optimizer, trained)
     private = _NoisyOptimizer(optimizer, settings, randomness)
+    reached = _one_tensor_per_layer(model)
     part = max(1, min(_LARGEST_PART, _MEMORY // (8 * sum(map(Tensor.numel, trained)))))
     model.train()
     with _per_example_gradients(model):
@@ -78,7 +80,11 @@ def train_privately(
             sample = randomness.poisson_sample(rows, settings.sample_rate)
             parts = [sample[start : start + part] for start in range(0, len(sample), part)] or [sample]
             for place, indices in enumerate(parts):
-                _backward(losses, indices, trained)
+                if len(indices):
+                    _backward(losses, indices, reached)
+                    private.require_per_example_gradients(len(indices))
+                else:
+                    private.expect_nothing()
                 private.signal_skip_step(place < len(parts) - 1)
                 private.step()
                 private.zero_grad(set_to_none=True)
@@ -97,6 +103,21 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="mean",
         )
         self._randomness = randomness
+
+    def expect_nothing(self) -> None:
+        """Stand for an empty sample: no example, and a step that releases noise only."""
+        for tensor in self.params:
+            tensor.grad_sample = tensor.new_zeros((0, *tensor.shape))
+
+    def require_per_example_gradients(self, examples: int) -> None:
+        """Raise PrivacyError unless every trained tensor has one gradient for each example."""
+        for tensor in self.params:
+            found = getattr(tensor, "grad_sample", None)
+            if not isinstance(found, Tensor) or found.shape != (examples, *tensor.shape):
+                raise PrivacyError(
+                    f"a trained tensor of shape {tuple(tensor.shape)} has no gradient for each of the {examples} examples: "
+                    "the losses do not use it, or mix examples before it"
+                )
 
     def clip_and_accumulate(self) -> None:
         # An overflow (which hostile weights can provoke for chosen records) would turn the whole sum into nan: an un-noised
@@ -119,20 +140,26 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
 def _per_example_gradients(model: nn.Module) -> Iterator[None]:
     hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", strict=True)
     try:
-        yield
+        with warnings.catch_warnings():
+            # An embedding's input is token ids, which have no gradient; its hook fires all the same.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed")
+            yield
     finally:
         hooks.cleanup()
 
 
-def _backward(losses: Callable[[NDArray[np.int64]], Tensor], indices: NDArray[np.int64], trained: list[nn.Parameter]) -> None:
-    if not len(indices):  # an empty Poisson sample still releases noise
-        for tensor in trained:
-            tensor.grad_sample = tensor.new_zeros((0, *tensor.shape))  # type: ignore[attr-defined]
-        return
+def _backward(losses: Callable[[NDArray[np.int64]], Tensor], indices: NDArray[np.int64], reached: list[nn.Parameter]) -> None:
     values = losses(indices)
     if values.shape != (len(indices),):
         raise PrivacyError(f"losses must give one value for each of {len(indices)} examples, got shape {tuple(values.shape)}")
-    values.sum().backward()  # type: ignore[no-untyped-call]
+    values.sum().backward(inputs=reached)  # type: ignore[no-untyped-call]
+
+
+def _one_tensor_per_layer(model: nn.Module) -> list[nn.Parameter]:
+    # Opacus' hooks fire in every layer that the backward pass reaches, so the batch's gradient of the large tensors, which
+    # nobody needs, is not computed. A layer that was not reached has no per-example gradient, which is refused later.
+    layers = [[tensor for tensor in layer.parameters(recurse=False) if tensor.requires_grad] for layer in model.modules()]
+    return list({id(least): least for least in (min(own, key=Tensor.numel) for own in layers if own)}.values())
 
 
 def _check(model: nn.Module, optimizer: Optimizer, trained: list[nn.Parameter]) -> None:

@@ -172,12 +172,11 @@ def verify(lines: Sequence[str], owner_key: str) -> VerifiedLedger:
     entries = [open_entry(line, number, owner_key) for number, line in enumerate(lines)]
     ledger = VerifiedLedger()
     for number, entry in enumerate(entries):
-        later = {other.seq for other in entries[number + 1 :]} if entry.seq != number else set()
-        if number in later:
-            raise LedgerTampered(f"entry {number} was moved: entry {entry.seq} stands in its place")
         if entry.seq < number:
             twin = "repeated" if entry in entries[:number] else "forked: two different entries carry its number"
             raise LedgerTampered(f"entry {entry.seq} is {twin}")
+        if entry.seq > number and any(other.seq == number for other in entries[number + 1 :]):
+            raise LedgerTampered(f"entry {number} was moved: entry {entry.seq} stands in its place")
         ledger.append(entry)
     _ = ledger.opening  # an empty ledger has lost its first entry
     return ledger

@@ -25,7 +25,7 @@ class OwnerRandomness:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """``count`` independent values, uniform on the multiples of 2^-53 in [0, 1)."""
-        return (np.frombuffer(self._bytes(8 * count), dtype="<u8") >> np.uint64(11)) * 2.0**-53
+        return np.right_shift(np.frombuffer(self._bytes(8 * count), dtype="<u8"), 11).astype(np.float64) * 2.0**-53
 
     def gaussian(self, shape: tuple[int, ...], std: float) -> NDArray[np.float64]:
         """Independent N(0, std^2) values in double precision.
@@ -51,7 +51,10 @@ class OwnerRandomness:
         half = (count + 1) // 2
         radius = np.sqrt(-2.0 * np.log1p(-self.uniform(half)))
         angle = 2.0 * math.pi * self.uniform(half)
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+        values = np.empty(2 * half)
+        np.multiply(radius, np.cos(angle), out=values[:half])
+        np.multiply(radius, np.sin(angle), out=values[half:])
+        return values[:count]
 
     def _bytes(self, count: int) -> bytes:
         if os.getpid() != self._process:

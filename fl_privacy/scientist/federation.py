@@ -234,7 +234,7 @@ class Federation:
 
 
 def _recipient(envelope: Signed) -> str:
-    from fl_privacy.encryption.keys import SealedKey
+    from fl_privacy.encryption.registry import SealedKey
 
     return SealedKey.parse(envelope.body).recipient
 
@@ -257,7 +257,7 @@ def _record(state: ServerState, attempt: int, order: Signed, opened: Opened, cou
             for receipt in opened.receipts
         },
         parameters=parameters.count(RoundOrder.parse(order.body).tensors),
-        ciphertext_bytes=max(receipt.ciphertext_bytes for receipt in opened.receipts),
+        ciphertext_bytes=opened.ciphertext_bytes,
         bytes_up=opened.bytes_up,
         bytes_down=opened.bytes_down,
         seconds_training=opened.seconds_training,

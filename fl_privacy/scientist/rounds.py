@@ -28,6 +28,7 @@ class Opened:
 
     mean: Parameters
     receipts: tuple[UpdateReceipt, ...]
+    ciphertext_bytes: int  # of the largest encrypted update, as it arrived
     bytes_up: int
     bytes_down: int
     seconds_training: float
@@ -73,6 +74,7 @@ def run_round(
     return Opened(
         mean=unflatten(values, ordered.tensors),
         receipts=verified,
+        ciphertext_bytes=max(map(len, ciphertexts.values())),
         bytes_up=up,
         bytes_down=down,
         seconds_training=max(receipt.training_seconds for receipt in verified),

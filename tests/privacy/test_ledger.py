@@ -153,7 +153,7 @@ def test_create_never_replaces_a_ledger_and_open_never_makes_one(path):
     assert Ledger.open(path, KEY).spent == budget_for(1)
 
 
-@pytest.mark.parametrize("budget,delta", [(0.0, DELTA), (-1.0, DELTA), (float("inf"), DELTA), (1.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize(("budget", "delta"), [(0.0, DELTA), (-1.0, DELTA), (float("inf"), DELTA), (1.0, 0.0), (1.0, 1.0)])
 def test_a_budget_that_means_nothing_is_refused(path, budget, delta):
     with pytest.raises(LedgerError):
         Ledger.create(path, "clinic", KEY, budget, delta, "rdp")
@@ -251,7 +251,7 @@ def test_two_processes_cannot_overspend(path):
 
 
 def in_a_child(work):
-    """Run ``work(report)`` in a forked child that ends by SIGKILL; returns the numbers it reported first, and its pid's fate."""
+    """Run ``work(report)`` in a forked child; returns its pid and the pipe on which it reports numbers."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
