@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+import numpy as np
 from rich.progress import Progress
 
 from fl_privacy import parameters
@@ -20,6 +21,7 @@ from fl_privacy.learning.evaluation import EvaluationCounts, evaluate
 from fl_privacy.learning.local_training import train_update
 from fl_privacy.learning.models import ModelBundle, build_model
 from fl_privacy.learning.reference_training import train_without_privacy
+from fl_privacy.learning.tokenizer import tokenizer_of
 from fl_privacy.parameters import Parameters
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.scientist.federation import VALIDATION_SEED
@@ -61,10 +63,10 @@ def _alone(plan: TrainingPlan, bundle: ModelBundle, rows: list[str], validation:
 
 def _pooled(plan: TrainingPlan, bundle: ModelBundle, rows: list[str], validation: list[str]) -> float:
     model = parameters.from_bytes(bundle.weights)
-    trained = train_without_privacy(plan, model, bundle.vocabulary, rows)
-    return _counts(plan, bundle, model | trained, validation).accuracy
+    trained = train_without_privacy(plan, model, bundle.vocabulary, rows, generator=np.random.default_rng(0))
+    return _counts(plan, bundle, trained, validation).accuracy
 
 
 def _counts(plan: TrainingPlan, bundle: ModelBundle, model: Parameters, validation: Sequence[str]) -> EvaluationCounts:
     built = build_model(plan.model, bundle.vocabulary, model)
-    return evaluate(built, bundle.vocabulary, validation, plan.max_length, plan.mask_probability, VALIDATION_SEED)
+    return evaluate(built, tokenizer_of(bundle.vocabulary), validation, plan.max_length, plan.mask_probability, VALIDATION_SEED)

@@ -59,6 +59,8 @@ def compiled_from_text(text: str, name: str, unique_name: str) -> str:
         raise NotApproved("the code is not Python source") from None
     if len(body) != 1 or not isinstance(body[0], ast.FunctionDef) or body[0].name != name:
         raise NotApproved(f"the code is not one function called {name}")
+    if not unique_name.isidentifier():  # it, too, is pasted into the source
+        raise NotApproved("the code's internal name is not a name")
     compiled: str = user_code.parse_user_code(
         raw_code=text, func_name=unique_name, original_func_name=name, function_input_kwargs=argument_names(body[0])
     )

@@ -54,7 +54,7 @@ class Datasite:
         """The process's output; holds no secret."""
         return self.home / "datasite.log"
 
-    def start(self, timeout: float = 90.0) -> Self:
+    def start(self, timeout: float = 180.0) -> Self:
         """Start the process and wait until it answers.
 
         Args: timeout in seconds. Raises: HomeError when another datasite uses the home, ConnectionFailed when it does not
@@ -126,7 +126,7 @@ class Datasite:
         raise ConnectionFailed(f"the datasite of {self.owner} did not answer at {self.url} in time; see {self.log}")
 
 
-def serve_foreground(datasite: Datasite, timeout: float = 90.0) -> int:
+def serve_foreground(datasite: Datasite, timeout: float = 180.0) -> int:
     """Run a datasite until it ends or this process is told to stop (SIGINT, SIGTERM); returns its exit status."""
 
     def leave(number: int, frame: FrameType | None) -> None:

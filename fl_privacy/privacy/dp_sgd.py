@@ -76,18 +76,9 @@ def train_privately(
     model.train()
     with _per_example_gradients(model):
         for step in range(steps):
-            private.zero_grad(set_to_none=True)
             sample = randomness.poisson_sample(rows, settings.sample_rate)
-            parts = [sample[start : start + part] for start in range(0, len(sample), part)] or [sample]
-            for place, indices in enumerate(parts):
-                if len(indices):
-                    _backward(losses, indices, reached)
-                    private.require_per_example_gradients(len(indices))
-                else:
-                    private.expect_nothing()
-                private.signal_skip_step(place < len(parts) - 1)
-                private.step()
-                private.zero_grad(set_to_none=True)
+            parts = [sample[start : start + part] for start in range(0, len(sample), part)]
+            _noisy_step(private, losses, parts, reached)
             after_step(step)
 
 
@@ -148,11 +139,26 @@ def _per_example_gradients(model: nn.Module) -> Iterator[None]:
         hooks.cleanup()
 
 
-def _backward(losses: Callable[[NDArray[np.int64]], Tensor], indices: NDArray[np.int64], reached: list[nn.Parameter]) -> None:
-    values = losses(indices)
-    if values.shape != (len(indices),):
-        raise PrivacyError(f"losses must give one value for each of {len(indices)} examples, got shape {tuple(values.shape)}")
-    values.sum().backward(inputs=reached)  # type: ignore[no-untyped-call]
+def _noisy_step(
+    private: _NoisyOptimizer,
+    losses: Callable[[NDArray[np.int64]], Tensor],
+    parts: list[NDArray[np.int64]],
+    reached: list[nn.Parameter],
+) -> None:
+    # Clipped gradients add up over the parts of one sample in bounded memory; the last part adds the noise and steps.
+    private.zero_grad(set_to_none=True)
+    for place, indices in enumerate(parts):
+        values = losses(indices)
+        if values.shape != indices.shape:
+            raise PrivacyError(f"losses must give one value for each of {len(indices)} examples, got {tuple(values.shape)}")
+        values.sum().backward(inputs=reached)  # type: ignore[no-untyped-call]
+        private.require_per_example_gradients(len(indices))
+        private.signal_skip_step(place < len(parts) - 1)
+        private.step()
+        private.zero_grad(set_to_none=True)
+    if not parts:  # an empty Poisson sample still releases noise
+        private.expect_nothing()
+        private.step()
 
 
 def _one_tensor_per_layer(model: nn.Module) -> list[nn.Parameter]:

@@ -17,6 +17,7 @@ from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import HomeError, NotApproved, OwnerFailed, PlanError, RequestDenied, RoundFailed
 from fl_privacy.learning.evaluation import EvaluationCounts, evaluate
 from fl_privacy.learning.models import ModelBundle, build_model, save_pretrained
+from fl_privacy.learning.tokenizer import tokenizer_of
 from fl_privacy.learning.trainable import specs_for
 from fl_privacy.messages import CorpusCard, LedgerStatement, RoundOrder, Signed, open_signed, sign
 from fl_privacy.plan import TrainingPlan
@@ -142,7 +143,7 @@ class Federation:
         """Masked-language-model counts on the scientist's own or published text; no private row is involved."""
         return evaluate(
             build_model(plan.model, bundle.vocabulary, model),
-            bundle.vocabulary,
+            tokenizer_of(bundle.vocabulary),
             texts,
             plan.max_length,
             plan.mask_probability,

@@ -263,9 +263,19 @@ def processes_of(datasite: Datasite) -> list[psutil.Process]:
     return [server, *server.children(recursive=True)]
 
 
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; an ended process that nobody has waited for yet does not."""
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+def survivors(processes: list[psutil.Process], patience: float = 5.0) -> list[psutil.Process]:
+    """Those that still run when patience (seconds) is over; an ended process that its parent has not buried does not run."""
+    deadline = time.monotonic() + patience
+    while (left := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_second_datasite_on_the_same_home_is_refused(datasite):
@@ -285,7 +295,7 @@ def test_a_restart_keeps_account_approval_and_address_and_leaves_no_process(data
     datasite.stop()
     with pytest.raises(ConnectionFailed, match="is it running"):
         desk.run(function, train(40), timeout=30)
-    left = alive(former)
+    left = survivors(former)
 
     datasite.start()
     assert left == []
@@ -312,6 +322,6 @@ def test_the_foreground_datasite_ends_on_sigterm_with_all_that_it_started(guard_
         foreground.send_signal(signal.SIGTERM)
         assert foreground.wait(30) == 0
     assert running
-    assert alive(running) == []
+    assert survivors(running) == []
     with pytest.raises(ConnectionFailed):
         Desk.login("alba", site.url, "ada@lab.example.org", "x")

@@ -7,12 +7,12 @@ import pytest
 import tenseal.sealapi as seal
 from hypothesis import given
 from hypothesis import strategies as st
-from secure_cohort import make_cohort
 
 from fl_privacy.encryption import cipher
 from fl_privacy.encryption.keys import generate_secret_key, load_secret_key
 from fl_privacy.encryption.packing import DEGREE, Slots, choose_encoding
 from fl_privacy.errors import CiphertextInvalid, EncodingOverflow, EncryptionError
+from tests.secure_cohort import make_cohort
 
 BITS = 51
 SECRET = generate_secret_key()

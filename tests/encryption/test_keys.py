@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nacl.public import PublicKey, SealedBox
-from secure_cohort import make_cohort
 
 from fl_privacy.encryption.keys import Identity, generate_secret_key, load_secret_key, seal_key, unseal_key
 from fl_privacy.encryption.registry import SealedKey
@@ -21,6 +20,7 @@ from fl_privacy.errors import (
     SignatureInvalid,
 )
 from fl_privacy.messages import Signed, open_signed, public_hex, sign
+from tests.secure_cohort import make_cohort
 
 COHORT = make_cohort(4)
 DEALER, OTHER, THIRD = COHORT.owners[:3]

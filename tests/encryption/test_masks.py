@@ -10,7 +10,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy.stats import chisquare
-from secure_cohort import SecureCohort, make_cohort
 
 from fl_privacy.encryption.cipher import plain_modulus
 from fl_privacy.encryption.keys import Identity
@@ -18,6 +17,7 @@ from fl_privacy.encryption.masks import PairwiseMask, UniformStream, derive_seed
 from fl_privacy.encryption.packing import Slots
 from fl_privacy.encryption.registry import OwnerCard, Registry
 from fl_privacy.errors import CohortMismatch, EncryptionError
+from tests.secure_cohort import SecureCohort, make_cohort
 
 T = plain_modulus(51)
 KNOWN_SEED = "57dbd10b780f9642058ecadc9b3f0a52e36f1a800a0271ae3bb832dfb5208c46"  # also by a textbook ladder, HKDF and openssl

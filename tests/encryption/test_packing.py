@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from secure_cohort import make_cohort
 
 from fl_privacy.encryption import packing
 from fl_privacy.encryption.packing import check_encoding, choose_encoding, pack, unpack
 from fl_privacy.errors import CohortTooSmall, EncodingOverflow
+from tests.secure_cohort import make_cohort
 
 
 @pytest.mark.parametrize(

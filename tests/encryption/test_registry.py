@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from secure_cohort import SOME_DIGEST, SecureCohort, make_cohort
 
 from fl_privacy.encryption.keys import Identity
 from fl_privacy.encryption.registry import OwnerCard, Registry, build_registry, verify_receipts
 from fl_privacy.errors import CohortMismatch, CohortTooSmall, DigestMismatch, KeyMissing, MessageError, SignatureInvalid
 from fl_privacy.messages import Signed, UpdateReceipt, open_signed, public_hex, sign
+from tests.secure_cohort import SOME_DIGEST, SecureCohort, make_cohort
 
 
 def cards(*names: str) -> list[Signed]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 import pytest
-from secure_cohort import SecureCohort, make_cohort
 
 from fl_privacy.encryption import secret_sum
 from fl_privacy.encryption.blind_sum import add_updates
@@ -21,13 +21,17 @@ from fl_privacy.errors import (
     DigestMismatch,
     EncodingOverflow,
     EncryptionError,
+    FlPrivacyError,
     KeyMissing,
 )
 from fl_privacy.messages import Encoding
 from fl_privacy.parameters import Vector, count
+from tests.secure_cohort import SecureCohort, make_cohort
 
 
-def plain_and_secure_sums(cohort: SecureCohort, updates: list[Vector], monkeypatch: pytest.MonkeyPatch) -> tuple[Vector, Vector]:
+def plain_and_secure_sums(
+    cohort: SecureCohort, updates: list[Vector], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Vector, Vector]:
     """The sum of the very integers that the owners encrypted, in numpy; and the opened sum."""
     drawn: list[Slots] = []
 
@@ -42,7 +46,19 @@ def plain_and_secure_sums(cohort: SecureCohort, updates: list[Vector], monkeypat
     return dequantise_sum(np.sum(integers, axis=0), cohort.order.encoding, len(updates)), opened
 
 
-@pytest.mark.parametrize(("size", "coordinates", "bits"), [(3, 45_000, 8), (4, 1, 8), (16, 20_000, 8), (3, 9_000, 16), (5, 70_000, 4)])
+def refused_by_all(cohort: SecureCohort, error: type[FlPrivacyError], update: Vector, total: bytes = b"") -> None:
+    """The owner who encrypts, the scientist who adds and the owner who opens each refuse the order."""
+    with pytest.raises(error):
+        cohort.protect("owner-00", update)
+    with pytest.raises(error):
+        add_updates([], cohort.order)
+    with pytest.raises(error):
+        cohort.open(total)
+
+
+@pytest.mark.parametrize(
+    ("size", "coordinates", "bits"), [(3, 45_000, 8), (4, 1, 8), (16, 20_000, 8), (3, 9_000, 16), (5, 70_000, 4)]
+)
 def test_secure_path_equals_the_integer_path(size: int, coordinates: int, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cohort = make_cohort(size, coordinates, bits)
     updates = cohort.updates()
@@ -65,7 +81,8 @@ def test_extremes_come_out_exactly(size: int, sign: int, monkeypatch: pytest.Mon
 
 
 def test_weights_are_the_declared_shares() -> None:
-    cohort = make_cohort(3, 50, value_bits=16, value_range=1.0).ordering(weights=(1, 2, 5), cohort=("owner-02", "owner-00", "owner-01"))
+    cohort = make_cohort(3, 50, value_bits=16, value_range=1.0)
+    cohort = cohort.ordering(weights=(1, 2, 5), cohort=("owner-02", "owner-00", "owner-01"))
     updates = [np.full(50, value, np.float32) for value in (0.8, -0.4, 0.16)]
     opened = cohort.open(cohort.total(updates))
     assert np.abs(opened - (0.8 / 8 - 0.4 * 2 / 8 + 0.16 * 5 / 8)).max() < 3 / 32_767
@@ -118,9 +135,7 @@ def test_an_encoding_that_could_wrap_is_refused_by_all(change: dict[str, int]) -
     cohort = make_cohort(3)
     updates, total = cohort.updates(), cohort.total(cohort.updates())
     wrapping = cohort.ordering(encoding=cohort.order.encoding.model_dump() | change)
-    for act in (lambda: wrapping.protect("owner-00", updates[0]), lambda: add_updates([], wrapping.order), lambda: wrapping.open(total)):
-        with pytest.raises(EncodingOverflow):
-            act()
+    refused_by_all(wrapping, EncodingOverflow, updates[0], total)
 
 
 def test_fields_beyond_the_range_are_found_when_the_sum_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,22 +148,15 @@ def test_fields_beyond_the_range_are_found_when_the_sum_is_opened(monkeypatch: p
 
 
 def test_two_owners_are_refused_on_both_sides() -> None:
-    cohort = make_cohort(2)
-    update = np.zeros(100, np.float32)
-    for act in (lambda: cohort.protect("owner-00", update), lambda: add_updates([], cohort.order), lambda: cohort.open(b"")):
-        with pytest.raises(CohortTooSmall):
-            act()
+    refused_by_all(make_cohort(2), CohortTooSmall, np.zeros(100, np.float32))
 
 
 def test_a_name_twice_does_not_make_a_cohort() -> None:
     """Two real owners dressed as three: each would read the other's update from the sum."""
-    cohort = make_cohort(3).ordering(cohort=("owner-00", "owner-01", "owner-01"))
+    twice = make_cohort(3).ordering(cohort=("owner-00", "owner-01", "owner-01"))
     uneven = make_cohort(3).ordering(weights=(1, 2))
-    for orders in (cohort, uneven):
-        update = np.zeros(100, np.float32)
-        for act in (lambda o=orders: o.protect("owner-00", update), lambda o=orders: add_updates([], o.order), lambda o=orders: o.open(b"")):
-            with pytest.raises(CohortMismatch):
-                act()
+    for cohort in (twice, uneven):
+        refused_by_all(cohort, CohortMismatch, np.zeros(100, np.float32))
 
 
 def test_an_owner_protects_only_its_own_update_for_its_own_registry() -> None:
@@ -176,3 +184,14 @@ def test_an_update_that_is_not_finite_is_refused() -> None:
     update[-1] = np.nan
     with pytest.raises(EncodingOverflow):
         cohort.protect("owner-00", update)
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    """SEAL reads and writes files only; a scratch file shared between threads would mix ciphertexts silently."""
+    cohort = make_cohort(3, 45_000)
+    updates = cohort.updates()
+    expected = cohort.open(cohort.total(updates))
+    step = cohort.order.encoding.value_range / 127
+    with ThreadPoolExecutor(4) as threads:
+        opened = list(threads.map(lambda _: cohort.open(cohort.total(updates)), range(8)))
+    assert all(np.abs(values - expected).max() < 2 * 3 * step for values in opened)

@@ -9,6 +9,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from fl_privacy.errors import PrivacyError
+from fl_privacy.privacy import accounting
 from fl_privacy.privacy.accounting import Spend, calibrate, epsilon
 
 DELTA = 1e-5
@@ -160,6 +161,13 @@ def test_calibration_with_prv(target, noise):
     found = calibrate(target, DELTA, 0.05, 400, "prv")
     assert found == pytest.approx(noise, rel=0.01)
     assert 0.99 * target <= epsilon([spend(found, 0.05, 400)], DELTA, "prv") <= target
+
+
+def test_a_root_on_the_wrong_side_is_not_returned(monkeypatch):
+    monkeypatch.setattr(accounting, "brentq", lambda *args, **kwargs: brentq(*args, **kwargs) - 5e-4)
+    noise = calibrate(2.5, DELTA, 0.05, 100, "rdp")
+    assert epsilon([spend(noise, 0.05, 100)], DELTA, "rdp") <= 2.5
+    calibrate.cache_clear()
 
 
 def test_calibration_gives_the_same_number_again():

@@ -6,12 +6,14 @@ import random
 import signal
 import sqlite3
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+import fl_privacy.privacy.ledger
 from fl_privacy.errors import BudgetExceeded, LedgerError, LedgerTampered, PrivacyError
 from fl_privacy.privacy.accounting import Spend, epsilon
 from fl_privacy.privacy.ledger import Ledger
@@ -206,6 +208,18 @@ def test_an_older_file_put_back_under_an_open_ledger_is_noticed(path):
         ledger.reserve(order(1), PLAN, ROUND)
 
 
+def test_a_forked_file_put_under_an_open_ledger_is_noticed(path):
+    ledger = new_ledger(path)
+    old = path.read_bytes()
+    ledger.reserve(order(0), PLAN, ROUND)
+    path.write_bytes(old)
+    other = Ledger.open(path, KEY)
+    other.reserve(order(1), PLAN, ROUND)  # another entry 1
+    other.commit(order(1))
+    with pytest.raises(LedgerTampered, match="entry 1"):
+        ledger.reserve(order(2), PLAN, ROUND)
+
+
 def test_threads_cannot_overspend(path):
     ledger = new_ledger(path, rounds=5)
 
@@ -222,6 +236,11 @@ def test_threads_cannot_overspend(path):
 
 
 def _race(path, barrier, first, results):
+    def slow_epsilon(*args):
+        time.sleep(0.01)  # a wide gap between the look at the budget and the write
+        return epsilon(*args)
+
+    fl_privacy.privacy.ledger.epsilon = slow_epsilon  # in this forked process only
     ledger = Ledger.open(path, KEY)
     barrier.wait()
     accepted = []

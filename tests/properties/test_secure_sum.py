@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from secure_cohort import SecureCohort, make_cohort
 
 from fl_privacy.encryption.packing import choose_encoding, pack, unpack
 from fl_privacy.encryption.quantise import dequantise_sum, quantise
 from fl_privacy.parameters import Vector
+from tests.secure_cohort import SecureCohort, make_cohort
 
 VALUES = arrays(np.float32, st.integers(1, 60), elements=st.floats(-0.125, 0.125, width=32))
 COHORTS: dict[tuple[int, int], SecureCohort] = {}

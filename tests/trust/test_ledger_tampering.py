@@ -135,6 +135,14 @@ def test_an_owner_who_forks_its_ledger_is_located(ledger, lines):
     refused([*lines[:3], forged], "or forked", entry.digest())
 
 
+def test_an_entry_has_one_form_only(lines):
+    signed = Signed.parse(lines[6])
+    tag = b"fl_privacy/v1/LedgerEntry\0"
+    spaced = signed.body.replace(",", ", ")
+    resigned = signed.model_copy(update={"body": spaced, "signature": KEY.sign(tag + spaced.encode()).hex()})
+    refused([*lines[:6], resigned.canonical().decode()], "entry 6 is not in canonical form")
+
+
 def test_a_whole_new_past_is_found_by_anyone_who_kept_a_head(ledger, lines):
     rewritten, previous = [], "0" * 64
     for line in lines:

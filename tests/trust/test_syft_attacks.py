@@ -1,8 +1,7 @@
-"""Every hole found in stock Syft is attacked on our datasite, over HTTP; ``slow`` twins show that the same attack works on stock."""
+"""Every hole found in stock Syft is attacked on our datasite, over HTTP; ``slow`` twins attack a stock server, and get through."""
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import signal
@@ -46,6 +45,7 @@ class GuardDouble:
     """The one question of a guard's front socket that the gate asks, answered over a real Unix socket."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.approved: set[str] = set()
         self.works = True
         app = FastAPI()
@@ -84,7 +84,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     try:
         owner = accounts.login_owner(datasite)
         password = accounts.invite_scientist(owner, "Ada", "ada@lab.org")
-        world = _world(datasite.url, datasite._process.pid, datasite.identity.server_key, owner, "ada@lab.org", password, guard.bless)
+        world = _world(
+            datasite.url, datasite._process.pid, datasite.identity.server_key, owner, "ada@lab.org", password, guard.bless
+        )
         yield Site(datasite, guard, world, password)
     finally:
         datasite.stop()
@@ -197,11 +199,13 @@ def test_a_guard_that_does_not_answer_means_no(site: Site) -> None:
     world = site.world
     name = approved_code(world, "return {'ran': True}")
     site.guard.works = False
-    try:
-        answer = run(world.scientist, name)
-    finally:
-        site.guard.works = True
-    assert refused(answer) and "ConnectionFailed" in answer.message
+    broken = run(world.scientist, name)
+    site.guard.works = True
+    away = site.guard.path.rename(site.guard.path.with_suffix(".away"))
+    absent = run(world.scientist, name)
+    away.rename(site.guard.path)
+    for answer in (broken, absent):
+        assert refused(answer) and "not confirmed by the owner's guard" in answer.message
     assert run(world.scientist, name) == {"ran": True}
 
 
@@ -209,7 +213,7 @@ def test_even_the_owners_syft_key_cannot_change_what_runs(world: World) -> None:
     name = approved_code(world, "return {'evil': False}")
     (code,) = [found for found in call(world.owner, "code.get_all") if found.service_func_name == name]
     code.parsed_code = code.parsed_code.replace("False", "True")
-    assert not refused(call(world.owner, "code.update", code))
+    assert not refused(call(world.owner, "migration._update_object", object=code))
     answer = run(world.scientist, name)
     assert refused(answer) and "not the text that is shown" in answer.message
 
@@ -307,3 +311,10 @@ def test_no_secret_is_in_the_log(site: Site) -> None:
 def test_only_one_plain_function_is_code(text: str) -> None:
     with pytest.raises(NotApproved):
         compiled_from_text(text, "f", "wrapper")
+
+
+def test_the_internal_name_cannot_carry_code() -> None:
+    text = "def f(task):\n    return 1"
+    assert compiled_from_text(text, "f", "wrapper").startswith("def wrapper(task):")
+    with pytest.raises(NotApproved):
+        compiled_from_text(text, "f", "g(x=print(1)): pass\ndef h")

@@ -1,0 +1,151 @@
+"""What the demo can show: public base < local-only DP < federated DP < centralised without privacy, on the mock rows.
+
+    python -m benchmarks.demo_headroom --plan demo.toml --json out.json
+
+Runs the training of the demo in one process, without servers and encryption: real DP-SGD at the plan's epsilon for each owner,
+FedAvg of three owners with equal declared sizes, the same number of steps for every row of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from domains.generate import FOLDER, MOCK_ROWS, MOCK_SEED, OWNERS, sentences
+from fl_privacy.learning.evaluation import evaluate
+from fl_privacy.learning.local_training import train_update
+from fl_privacy.learning.models import build_model, load_bundle
+from fl_privacy.learning.reference_training import train_without_privacy
+from fl_privacy.learning.tokenizer import tokenizer_of
+from fl_privacy.parameters import Parameters, add, from_bytes, scale
+from fl_privacy.plan import TrainingPlan
+from fl_privacy.privacy.accounting import calibrate
+
+DEMO = {
+    "name": "demo-headroom",
+    "purpose": "Adapt the public base model to three domains without moving their text.",
+    "rounds": 5,
+    "local_steps": 12,
+    "batch_size": 512,
+    "trainable": "all",
+    "max_length": 40,
+    "learning_rate": 3e-3,
+    "warmup_steps": 6,
+    "schedule": "linear",
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.5,
+    "target_epsilon": 8.0,
+    "delta": 1e-5,
+}
+EVALUATION_SEED = 5
+
+
+class Headroom:
+    """The demo's training, one row of the table after the other."""
+
+    def __init__(self, plan: TrainingPlan, base: Path, rows: int, seed: int) -> None:
+        bundle = load_bundle(base)
+        self.plan = plan.model_copy(update={"model": bundle.spec})
+        self.vocabulary, self.base = bundle.vocabulary, from_bytes(bundle.weights)
+        self.rows = rows
+        self.private = {owner: sentences(owner, rows, seed) for owner in OWNERS}
+        self.mock = {owner: sentences(owner, MOCK_ROWS, MOCK_SEED) for owner in OWNERS}
+        rate = self.plan.sample_rate(rows)
+        self.noise = calibrate(plan.target_epsilon, plan.delta, rate, plan.total_steps, plan.accountant)
+        self.coordinates: list[np.ndarray] = []  # |local - global| of every owner and round, for update_range
+
+    def accuracy(self, parameters: Parameters) -> dict[str, float]:
+        """Top-1 accuracy on each owner's mock rows, and on all together."""
+        model, tokenizer = build_model(self.plan.model, self.vocabulary, parameters), tokenizer_of(self.vocabulary)
+        plan = self.plan
+        counts = {
+            owner: evaluate(model, tokenizer, texts, plan.max_length, plan.mask_probability, EVALUATION_SEED)
+            for owner, texts in self.mock.items()
+        }
+        union = sum(counts.values(), start=type(counts[OWNERS[0]])())
+        return {owner: part.accuracy for owner, part in counts.items()} | {"all": union.accuracy}
+
+    def update(self, owner: str, order_round: int, parameters: Parameters) -> Parameters:
+        """One owner's DP-SGD part of a round."""
+        found = train_update(
+            self.plan, order_round, parameters, self.vocabulary, self.private[owner], self.rows, self.noise, lambda *_: None
+        )
+        self.coordinates.append(np.abs(np.concatenate([array.ravel() for array in found.values()])))
+        return found
+
+    def federated(self, owners: tuple[str, ...]) -> Parameters:
+        """FedAvg with DP-SGD over some owners; a single one is local-only training."""
+        current = self.base
+        for order_round in range(self.plan.rounds):
+            total: Parameters = {}
+            for owner in owners:
+                part = scale(self.update(owner, order_round, current), 1 / len(owners))
+                total = add(total, part) if total else part
+            current = current | {name: current[name] + total[name] for name in total}
+        return current
+
+    def centralised(self) -> Parameters:
+        """All text in one place, no privacy."""
+        pooled = [text for texts in self.private.values() for text in texts]
+        return train_without_privacy(self.plan, self.base, self.vocabulary, pooled, generator=np.random.default_rng(0))
+
+
+def measure(headroom: Headroom, wanted: list[str]) -> dict[str, dict[str, float]]:
+    """Accuracies and seconds by row of the table."""
+    runs = {"public base": lambda: headroom.base, "federated DP": lambda: headroom.federated(OWNERS)}
+    runs |= {f"local-only DP: {owner}": lambda owner=owner: headroom.federated((owner,)) for owner in OWNERS}
+    runs["centralised, no privacy"] = headroom.centralised
+    results = {}
+    for name, run in runs.items():
+        if wanted and not any(name.startswith(prefix) for prefix in wanted):
+            continue
+        started = time.perf_counter()
+        parameters = run()
+        results[name] = headroom.accuracy(parameters) | {"seconds": time.perf_counter() - started}
+    local = [row for name, row in results.items() if name.startswith("local-only")]
+    if len(local) == len(OWNERS):
+        results["local-only DP, mean"] = {key: float(np.mean([row[key] for row in local])) for key in local[0]}
+    return results
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=Path, default=FOLDER / "public" / "base")
+    parser.add_argument("--rows", type=int, default=16_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="plan fields, as TOML")
+    parser.add_argument("--only", nargs="*", default=[], help="rows of the table, by the beginning of their name")
+    parser.add_argument("--quick", action="store_true", help="two rounds of five steps")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    bundle = load_bundle(asked.base)
+    fields = DEMO | ({"rounds": 2, "local_steps": 5, "warmup_steps": 2} if asked.quick else {})
+    import tomllib  # noqa: PLC0415
+
+    fields |= tomllib.loads("\n".join(asked.set))
+    headroom = Headroom(TrainingPlan.create(model=bundle.spec, owners=OWNERS, **fields), asked.base, asked.rows, asked.seed)
+    results = measure(headroom, asked.only)
+    table = Table("run", *OWNERS, "all", "seconds", title=f"top-1 on mock rows; noise multiplier {headroom.noise}")
+    for name, row in results.items():
+        table.add_row(name, *(f"{row[key]:.3f}" for key in (*OWNERS, "all")), f"{row['seconds']:.0f}")
+    Console().print(table)
+    if headroom.coordinates:
+        moved = np.concatenate(headroom.coordinates)
+        points = {f"{share:.4%}": float(np.quantile(moved, share)) for share in (0.5, 0.99, 0.999, 0.9999, 1.0)}
+        Console().print("|local - global| quantiles:", points)
+        results["update quantiles"] = points
+    if asked.json:
+        asked.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Makes the modules of this folder importable by the tests in the folders below."""
