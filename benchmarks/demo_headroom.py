@@ -1,6 +1,6 @@
 """What the demo can show: public base < local-only DP < federated DP < centralised without privacy, on the mock rows.
 
-    python -m benchmarks.demo_headroom --plan demo.toml --json out.json
+    python benchmarks/demo_headroom.py --json out.json
 
 Runs the training of the demo in one process, without servers and encryption: real DP-SGD at the plan's epsilon for each owner,
 FedAvg of three owners with equal declared sizes, the same number of steps for every row of the table.
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from domains.generate import FOLDER, MOCK_ROWS, MOCK_SEED, OWNERS, sentences
 from fl_privacy.learning.evaluation import evaluate
 from fl_privacy.learning.local_training import train_update
 from fl_privacy.learning.models import build_model, load_bundle
@@ -27,6 +28,9 @@ from fl_privacy.learning.tokenizer import tokenizer_of
 from fl_privacy.parameters import Parameters, add, from_bytes, scale
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.accounting import calibrate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "domains"))
+from generate import FOLDER, MOCK_ROWS, MOCK_SEED, OWNERS, sentences  # noqa: E402
 
 DEMO = {
     "name": "demo-headroom",
@@ -129,8 +133,6 @@ def main() -> None:
     torch.set_num_threads(1)
     bundle = load_bundle(asked.base)
     fields = DEMO | ({"rounds": 2, "local_steps": 5, "warmup_steps": 2} if asked.quick else {})
-    import tomllib  # noqa: PLC0415
-
     fields |= tomllib.loads("\n".join(asked.set))
     headroom = Headroom(TrainingPlan.create(model=bundle.spec, owners=OWNERS, **fields), asked.base, asked.rows, asked.seed)
     results = measure(headroom, asked.only)

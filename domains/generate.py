@@ -129,9 +129,10 @@ def sentences(domain: str, rows: int, seed: int) -> list[str]:
     return list(found)
 
 
-def write(rows: list[str], path: Path) -> None:
-    """Write rows as JSON lines ``{"text": ...}``."""
-    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in rows), encoding="utf-8")
+def write_rows(domain: str, rows: int, seed: int, path: Path) -> None:
+    """Write ``sentences(domain, rows, seed)`` as JSON lines ``{"text": ...}``. Raises: ValueError as ``sentences``."""
+    lines = (json.dumps({"text": text}, ensure_ascii=False) for text in sentences(domain, rows, seed))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def main() -> None:
@@ -142,7 +143,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True, help=f"{MOCK_SEED} is the seed of mock.jsonl")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    write(sentences(asked.domain, asked.rows, asked.seed), asked.out)
+    write_rows(asked.domain, asked.rows, asked.seed, asked.out)
 
 
 if __name__ == "__main__":

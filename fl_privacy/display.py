@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +22,8 @@ from fl_privacy.privacy.entries import LedgerEntry
 from fl_privacy.scientist.federation import Watcher
 from fl_privacy.scientist.history import RoundRecord
 
-console = Console(highlight=False)
+WIDTH = 118  # where the output is not a terminal that knows its own
+console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

@@ -1,4 +1,4 @@
-"""Make the public base model of the demo: ``python -m domains.public.pretrain``; about ten minutes on one thread.
+"""Make the public base model of the demo: ``python domains/public/pretrain.py``; about ten minutes on one thread.
 
 Everything comes from ``domains/public/grammar.toml``: the vocabulary, and the text that the model is trained on. Nothing of an
 owner's text is read. The same seed gives the same base on the same machine and library versions.
@@ -7,19 +7,23 @@ owner's text is read. The same seed gives the same base on the same machine and 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 
-from domains.generate import sentences
 from fl_privacy.learning.evaluation import evaluate
 from fl_privacy.learning.models import ModelBundle, build_model, new_bundle, save_pretrained
 from fl_privacy.learning.reference_training import train_without_privacy
 from fl_privacy.learning.tokenizer import build_vocabulary, tokenizer_of
 from fl_privacy.parameters import Parameters, from_bytes
 from fl_privacy.plan import TrainingPlan
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from generate import sentences  # noqa: E402  (a script beside this folder, no package)
 
 FOLDER = Path(__file__).resolve().parent / "base"
 VOCABULARY_SIZE = 2400
@@ -77,7 +81,7 @@ def main() -> None:
     save_pretrained(asked.out, bundle.spec, bundle.vocabulary, parameters)
     model = build_model(bundle.spec, bundle.vocabulary, parameters)
     counts = evaluate(model, tokenizer_of(bundle.vocabulary), held_out, 48, 0.15, asked.seed)
-    print(f"{asked.out}: top-1 {counts.accuracy:.3f}, perplexity {counts.perplexity:.1f} on {HELD_OUT} held-out public rows")
+    Console().print(f"{asked.out}: top-1 {counts.accuracy:.3f}, perplexity {counts.perplexity:.1f} on {HELD_OUT} held-out public rows")
 
 
 if __name__ == "__main__":

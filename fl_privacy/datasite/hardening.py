@@ -4,6 +4,10 @@ Syft is the front desk, not the strong room: nothing here is a boundary that the
 guard's process is), but a scientist's account should not be able to approve its own request or take the owner's account. Each
 replaced function names the hole; ``tests/trust/test_syft_attacks.py`` runs the attacks. It is a list of holes found by running
 them, not a proof that there are no others.
+
+Left open: messages are decoded before their signature is checked; signed calls carry no nonce, so whoever can read the
+connection can repeat them (put TLS in front); log-ins are not throttled; ``/api`` tells the names of an account's functions to
+anybody who knows its public key; code that already executes in a Syft process can undo all of this.
 """
 
 from __future__ import annotations

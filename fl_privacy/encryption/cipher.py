@@ -5,7 +5,7 @@ ciphertext is (c0, seed of c1); a sum is (c0, c1). On the wire stand coefficient
 format: that framing, with its lengths and compression, is written here around checked coefficients, never read from a peer.
 
 Container: kind, digest of the order R_t, position of the owner, number of blocks; then blocks of one fixed size.
-Source: Fan and Vercauteren 2012; Microsoft SEAL 4.1, ``Ciphertext::save_members``.
+Source: Fan and Vercauteren 2012; Microsoft SEAL 4 (``Ciphertext::save_members``).
 """
 
 from __future__ import annotations

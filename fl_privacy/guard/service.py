@@ -13,9 +13,10 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 
-from fl_privacy.errors import FlPrivacyError, to_wire
+from fl_privacy.errors import FlPrivacyError, MessageError, to_wire
 from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.messages import OpenRequest, Signed
@@ -139,6 +140,12 @@ def _app() -> FastAPI:
     @app.exception_handler(FlPrivacyError)
     def refuse(_: Request, error: FlPrivacyError) -> JSONResponse:
         return JSONResponse(to_wire(error), status_code=409)
+
+    @app.exception_handler(RequestValidationError)
+    def misread(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]  # says where and why; the framework's own answer would echo the input
+        where = ".".join(map(str, first["loc"]))
+        return JSONResponse(to_wire(MessageError(f"{where}: {first['msg']}")), status_code=422)
 
     @app.exception_handler(Exception)
     def fail(_: Request, __: Exception) -> JSONResponse:

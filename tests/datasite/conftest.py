@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from guard_double import GuardDouble, a_plan, serve
+from tests.datasite.guard_double import GuardDouble, a_plan, serve
 
 from fl_privacy.messages import sign
 from fl_privacy.template import code_digest, function_name, render

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from guard_double import STEPS, GuardDouble, an_order
+from tests.datasite.guard_double import STEPS, GuardDouble, an_order
 
 from fl_privacy.datasite import front_desk
 from fl_privacy.datasite.front_desk import GUARD_SOCKET, hand_over

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
-from guard_double import GuardDouble, serve
+from tests.datasite.guard_double import GuardDouble, serve
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import syft
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from guard_double import STEPS, GuardDouble, an_order
+from tests.datasite.guard_double import STEPS, GuardDouble, an_order
 from syft.server.credentials import SyftSigningKey
 from syft.service.request.request import SubmitRequest, UserCodeStatusChange
 
@@ -279,8 +279,8 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def test_a_second_datasite_on_the_same_home_is_refused(datasite):
-    with pytest.raises(HomeError, match="in use by a running datasite"):
-        Datasite(datasite.home, "alba", datasite.guard_socket).start()
+    with pytest.raises(HomeError, match="in use by a running datasite"), Datasite(datasite.home, "alba", datasite.guard_socket):
+        pass
     with pytest.raises(HomeError, match="belongs to the datasite of alba"):
         Datasite(datasite.home, "berg", datasite.guard_socket)
     assert Datasite(datasite.home, "alba", datasite.guard_socket).url == datasite.url

@@ -138,10 +138,16 @@ def test_an_encoding_that_could_wrap_is_refused_by_all(change: dict[str, int]) -
     refused_by_all(wrapping, EncodingOverflow, updates[0], total)
 
 
-def test_fields_beyond_the_range_are_found_when_the_sum_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Owners whose code does not clip: the sum would carry from field to field, so it is refused, not wrapped."""
+@pytest.mark.parametrize("drawn", [(1023, 1023, 1023), (0, 0, 0, 0, 342), (0, 0, 0, 0, 1023)])
+def test_fields_beyond_the_range_are_found_when_the_sum_is_opened(
+    drawn: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Owners whose code does not clip: a field too large, or a slot that overflows its top field, is refused, not wrapped.
+
+    Three times 342 is 1026: above the ten bits of the fifth field, which alone would read as 2.
+    """
     cohort = make_cohort(3)
-    monkeypatch.setattr(secret_sum, "quantise", lambda values, encoding: np.full(values.size, (1 << 10) - 1, np.uint64))
+    monkeypatch.setattr(secret_sum, "quantise", lambda values, encoding: np.resize(np.array(drawn, np.uint64), values.size))
     total = cohort.total(cohort.updates())
     with pytest.raises(ChecksumMismatch):
         cohort.open(total)

@@ -1,4 +1,4 @@
-"""Every hole found in stock Syft is attacked on our datasite, over HTTP; ``slow`` twins attack a stock server, and get through."""
+"""Every hole found in stock Syft is attacked on our datasite, over HTTP; ``slow`` twins get through on a stock one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from syft.service.service import ServiceConfigRegistry
 from syft.service.user.user_roles import ServiceRole
 from syft.store.linked_obj import LinkedObject
 from syft.types.uid import UID
-from syft_exploits import EXPLOITS, World, approve, approved_code, ask, call, finished, refused, run, source, start
+from tests.trust.syft_exploits import EXPLOITS, World, approve, approved_code, ask, call, finished, refused, run, source, start
 
 from fl_privacy.datasite import accounts
 from fl_privacy.datasite.execution import compiled_from_text

@@ -1,0 +1,180 @@
+"""The main job against three real owners: guards and Syft datasites as processes, HTTP between them and the scientist."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForMaskedLM
+
+from fl_privacy import parameters
+from fl_privacy.errors import ConnectionFailed, CredentialsRefused, NotApproved, RequestDenied, RoundFailed
+from fl_privacy.guard.corpus import add_corpus
+from fl_privacy.guard.home import GuardHome
+from fl_privacy.learning.models import ModelBundle
+from fl_privacy.owner import Owner, export_ledger
+from fl_privacy.plan import TrainingPlan
+from fl_privacy.privacy.audit import audit_export
+from fl_privacy.scientist.desk import Desk
+from fl_privacy.scientist.federation import Federation, Login, Watcher
+from tests.builders import OWNERS, texts, tiny_bundle, tiny_plan, write_domain
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+EMAIL = "scientist@university.example.org"
+
+
+@dataclass
+class World:
+    """Everything that runs."""
+
+    owners: dict[str, Owner]
+    federation: Federation
+    bundle: ModelBundle
+    passwords: dict[str, str]
+
+    def approve(self, plan: TrainingPlan) -> None:
+        for owner in self.owners.values():
+            for request in owner.all_requests():
+                if request.status == "pending" and f'"name\\":\\"{plan.name}\\"' in request.code.replace("\\\\", "\\"):
+                    owner.approve(request.number)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("e2e")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    owners = {}
+    for name in OWNERS:
+        owners[name] = Owner.init(folder / name, write_domain(folder, name, epsilon=12.0))
+        file = folder / f"{name}.txt"
+        file.write_text("\n".join(texts(200, seed=len(name))), encoding="utf-8")
+        with GuardHome(folder / name / "guard") as home:
+            add_corpus(home, file, texts(20, seed=1))
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Owner.start, owners.values()))
+        cards = [owner.card() for owner in owners.values()]
+        for owner in owners.values():
+            owner.enrol(cards)
+        passwords = {name: owner.invite("scientist", EMAIL) for name, owner in owners.items()}
+        logins = [Login(name, owner.datasite.url, EMAIL, passwords[name]) for name, owner in owners.items()]
+        with Federation.connect(folder / "scientist", logins) as federation:
+            assert federation.relay_keys() == 2
+            yield World(owners, federation, tiny_bundle(), passwords)
+    finally:
+        for owner in owners.values():
+            owner.stop()
+
+
+def test_the_main_job(world: World, tmp_path: Path) -> None:
+    plan = tiny_plan(world.bundle, name="main-job")
+    with pytest.raises(NotApproved, match="never submitted"):
+        world.federation.run(plan, world.bundle, texts(10), tmp_path)
+    world.federation.submit(plan)
+    with pytest.raises(NotApproved, match="has not decided"):
+        world.federation.run(plan, world.bundle, texts(10), tmp_path)
+    world.approve(plan)
+    assert {state.status for state in world.federation.status(plan).values()} == {"approved"}
+
+    history = world.federation.run(plan, world.bundle, world.federation.mock_rows(plan), tmp_path)
+
+    assert [record.round for record in history.rounds] == [0, 1]
+    assert (tmp_path / "rounds.png").stat().st_size > 10_000
+    assert [json.loads(line)["round"] for line in (tmp_path / "history.jsonl").read_text().splitlines()] == [0, 1]
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    base = parameters.from_bytes(world.bundle.weights)
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    moved = np.abs(loaded.state_dict()[name].numpy() - base[name]).max()
+    assert 0 < moved <= plan.rounds * plan.update_range
+    for owner, statement in world.federation.statements().items():
+        file = tmp_path / f"{owner}.jsonl"
+        result = audit_export(file, export_ledger(world.owners[owner].home, file), statement)
+        assert result.findings == ()
+        assert 0 < result.epsilon_recomputed <= plan.target_epsilon * 1.01
+        assert history.rounds[-1].spends[owner].epsilon == statement.epsilon_spent
+
+
+def test_a_denial_reaches_the_scientist_with_its_reason(world: World, tmp_path: Path) -> None:
+    plan = tiny_plan(world.bundle, name="greedy", target_epsilon=40.0)
+    world.federation.submit(plan)
+    bank = world.owners["bank"]
+    request = next(request for request in bank.all_requests() if request.status == "pending")
+    report = bank.review(request.number)
+    assert "of a budget of 12.00" in report["objection"]
+    with pytest.raises(NotApproved, match="budget"):
+        bank.approve(request.number)
+    bank.deny(request.number, "that is more than we give anyone")
+    assert world.federation.status(plan)["bank"].reason == "that is more than we give anyone"
+    with pytest.raises(RequestDenied, match="bank denied plan 'greedy': that is more than we give anyone"):
+        world.federation.run(plan, world.bundle, texts(10), tmp_path)
+
+
+def test_a_guard_killed_in_a_round_is_named_and_the_round_is_tried_again(world: World, tmp_path: Path) -> None:
+    plan = tiny_plan(world.bundle, name="killed", rounds=1, retries=1, target_epsilon=2.0, local_steps=3)
+    world.federation.submit(plan)
+    world.approve(plan)
+    clinic = world.owners["clinic"]
+    before = {owner: statement.epsilon_spent for owner, statement in world.federation.statements().items()}
+
+    class Killer(Watcher):
+        failures: dict[str, str] = {}  # noqa: RUF012 - one instance
+        killed = False
+
+        def step(self, owner: str, step: int, steps: int) -> None:
+            if owner == "clinic" and not self.killed:
+                self.killed = True
+                os.kill(clinic.guard_process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+
+        def round_failed(self, error: RoundFailed, retries_left: int) -> None:
+            self.failures = error.failures
+            clinic.guard_process.wait()  # type: ignore[union-attr]
+            clinic.start_guard()
+
+    watcher = Killer()
+    history = world.federation.run(plan, world.bundle, texts(10), tmp_path, watcher=watcher, timeout=120)
+
+    assert list(watcher.failures) == ["clinic"], watcher.failures
+    assert [(record.round, record.attempt) for record in history.rounds] == [(0, 1)]
+    for owner, statement in world.federation.statements().items():
+        assert statement.epsilon_spent > before[owner], "both attempts are on every ledger"
+
+
+def test_a_restarted_datasite_goes_on(world: World) -> None:
+    school = world.owners["school"]
+    school.datasite.stop()
+    with pytest.raises(ConnectionFailed, match="school"):
+        world.federation.desks["school"].corpora()
+    school.datasite.start()
+    assert world.federation.desks["school"].corpora()[0].owner == "school"
+
+
+def test_wrong_credentials_are_refused(world: World) -> None:
+    url = world.owners["bank"].datasite.url
+    with pytest.raises(CredentialsRefused, match="bank"):
+        Desk.login("bank", url, EMAIL, "wrong")
+    with pytest.raises(CredentialsRefused, match="bank"):
+        Desk.login("bank", url, "stranger@example.org", world.passwords["bank"])
+
+
+def test_no_secret_is_in_any_log_or_in_the_datasites_state(world: World) -> None:
+    for name, owner in world.owners.items():
+        guard = owner.guard_home
+        secrets = [(guard / "keys" / "identity.key").read_bytes()[:32], (guard / "keys" / "he_secret.bin").read_bytes()[40:72]]
+        rows = [json.loads(line)["text"] for line in (guard / "corpus" / "rows.jsonl").read_text().splitlines()]
+        long_row = max(rows, key=len).encode()
+        files = [path for path in (owner.home / "datasite").rglob("*") if path.is_file()] + [guard / "guard.log"]
+        for path in files:
+            content = path.read_bytes()
+            for secret in secrets:
+                assert secret not in content and secret.hex().encode() not in content, path
+            assert long_row not in content, path
+            if path.name.endswith(".log"):
+                assert world.passwords[name].encode() not in content, path
+                assert owner.datasite.identity.password.encode() not in content, path
