@@ -1,1 +1,62 @@
-"""Federated training of language models on text that may not be shared."""
+"""Federated training of language models on text that may not be shared.
+
+The names below are the public ones; everything else may change. They are imported when first used, because a guard must
+never load Syft, nor a ledger's auditor torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fl_privacy.learning.models import ModelBundle, load_bundle
+    from fl_privacy.owner import Owner
+    from fl_privacy.plan import ModelSpec, TrainingPlan
+    from fl_privacy.privacy.audit import AuditResult, audit_export
+    from fl_privacy.scientist.federation import Federation, Login, Watcher
+    from fl_privacy.scientist.files import read_plan
+    from fl_privacy.scientist.history import History, RoundRecord
+    from fl_privacy.strategies.fedavg import FedAvg
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AuditResult": "privacy.audit",
+    "FedAvg": "strategies.fedavg",
+    "Federation": "scientist.federation",
+    "History": "scientist.history",
+    "Login": "scientist.federation",
+    "ModelBundle": "learning.models",
+    "ModelSpec": "plan",
+    "Owner": "owner",
+    "RoundRecord": "scientist.history",
+    "TrainingPlan": "plan",
+    "Watcher": "scientist.federation",
+    "audit_export": "privacy.audit",
+    "load_bundle": "learning.models",
+    "read_plan": "scientist.files",
+}
+
+__all__ = [
+    "AuditResult",
+    "FedAvg",
+    "Federation",
+    "History",
+    "Login",
+    "ModelBundle",
+    "ModelSpec",
+    "Owner",
+    "RoundRecord",
+    "TrainingPlan",
+    "Watcher",
+    "audit_export",
+    "load_bundle",
+    "read_plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

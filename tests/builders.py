@@ -18,7 +18,24 @@ from fl_privacy.messages import RoundOrder, Signed, sign
 from fl_privacy.plan import TrainingPlan
 
 OWNERS = ("bank", "clinic", "school")
-WORDS = ("病人", "头痛", "三天", "服药", "学生", "读书", "春天", "花开", "客户", "退款", "订单", "明天", "今天", "医院", "老师", "快递")
+WORDS = (
+    "病人",
+    "头痛",
+    "三天",
+    "服药",
+    "学生",
+    "读书",
+    "春天",
+    "花开",
+    "客户",
+    "退款",
+    "订单",
+    "明天",
+    "今天",
+    "医院",
+    "老师",
+    "快递",
+)
 CONFIG = {
     "model_type": "bert",
     "hidden_size": 16,

@@ -84,9 +84,7 @@ def _count(model: BertForMaskedLM, batch: MaskedBatch) -> EvaluationCounts:
             return EvaluationCounts()
         nll = torch.nn.functional.cross_entropy(scores.double(), truth, reduction="sum")
         guesses = scores.topk(min(5, scores.shape[1]), dim=1).indices == truth[:, None]
-    return EvaluationCounts(
-        nll=float(nll), top1=int(guesses[:, 0].sum()), top5=int(guesses.sum()), positions=int(hidden.sum())
-    )
+    return EvaluationCounts(nll=float(nll), top1=int(guesses[:, 0].sum()), top5=int(guesses.sum()), positions=int(hidden.sum()))
 
 
 def _fixed_draws(rows: Sequence[NDArray[np.int32]], seed: int) -> NDArray[np.float64]:

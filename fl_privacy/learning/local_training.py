@@ -63,9 +63,7 @@ def train_update(
         on_step(step + 1, plan.local_steps)
 
     with _unseeded(), _without_bias_alias(model):
-        train_privately(
-            model, optimizer, settings, rows=rows, steps=plan.local_steps, losses=losses, after_step=after_step
-        )
+        train_privately(model, optimizer, settings, rows=rows, steps=plan.local_steps, losses=losses, after_step=after_step)
     return {spec.name: _difference(spec.name, trained[spec.name], parameters) for spec in specs}
 
 

@@ -39,7 +39,8 @@ def encode(tokenizer: BertTokenizer, texts: Sequence[str], max_length: int) -> E
     rows: list[NDArray[np.int32]] = []
     for start in range(0, len(texts), _CHUNK):
         batch = tokenizer(
-            list(texts[start : start + _CHUNK]),
+            # A lone surrogate would stop the tokenizer, and so tell without noise that such a text is there.
+            [text.encode("utf-8", "replace").decode() for text in texts[start : start + _CHUNK]],
             truncation=True,
             max_length=max_length,
             split_special_tokens=True,

@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 from fl_privacy.errors import PrivacyError
 from fl_privacy.privacy.randomness import OwnerRandomness
 
-_MEMORY = 1 << 30  # bytes for per-example gradients
-_LARGEST_PART = 32  # examples in one pass; more fall out of the processor's cache
+_LARGEST_PART = 32  # examples in one pass; more are no faster
+_MEMORY = 1 << 27  # bytes of per-example gradients in one pass; larger blocks are mapped anew each time, which is slower
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def test_a_guard_killed_in_a_round_is_named_and_the_round_is_tried_again(world: 
     before = {owner: statement.epsilon_spent for owner, statement in world.federation.statements().items()}
 
     class Killer(Watcher):
-        failures: dict[str, str] = {}  # noqa: RUF012 - one instance
+        failures: dict[str, str] = {}
         killed = False
 
         def step(self, owner: str, step: int, steps: int) -> None:

@@ -40,7 +40,11 @@ def test_an_upload_is_kept_under_its_hash(blobs: Blobs) -> None:
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "A" * 64, "0" * 63, "", "0" * 64 + "\n"])
 def test_a_name_that_is_not_a_hash_reaches_no_file(blobs: Blobs, name: str) -> None:
-    for call in (lambda: blobs.read(name), lambda: blobs.published(name), lambda: asyncio.run(blobs.receive(name, stream(b"x")))):
+    for call in (
+        lambda: blobs.read(name),
+        lambda: blobs.published(name),
+        lambda: asyncio.run(blobs.receive(name, stream(b"x"))),
+    ):
         with pytest.raises(MessageError):
             call()
 

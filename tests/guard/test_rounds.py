@@ -172,7 +172,9 @@ def test_a_wrong_sum_is_found_and_closes_the_order_for_good(tmp_path: Path, trai
     }
     for name, blob in wrong.items():
         folder = tmp_path / name.replace(" ", "-").replace("'", "")
-        shutil.copytree(trained.rooms.guards["school"].home.folder, folder, ignore=shutil.ignore_patterns("opening*", "opened*"))
+        shutil.copytree(
+            trained.rooms.guards["school"].home.folder, folder, ignore=shutil.ignore_patterns("opening*", "opened*")
+        )
         guard = Guard(GuardHome(folder))
         upload(guard, blob)
         request = trained.request(total=hashlib.sha256(blob).hexdigest())

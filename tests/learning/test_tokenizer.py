@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_privacy.errors import ModelError
@@ -26,6 +26,7 @@ def test_chinese_by_character_and_latin_by_letter() -> None:
     assert tokenizer.tokenize("病人 12MG 鼠") == ["病", "人", "1", "##2", "##m", "##g", "[UNK]"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(SENTENCES), max_size=5).map("".join))
 def test_what_was_counted_is_never_unknown(text: str) -> None:
     tokenizer = tokenizer_of(VOCABULARY)

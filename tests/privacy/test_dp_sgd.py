@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -58,6 +59,7 @@ def released(examples: Tensor, randomness: OwnerRandomness | None = None, steps:
 rows = st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3), min_size=1, max_size=6)
 
 
+@hypothesis_settings(deadline=None)
 @given(rows, st.sampled_from([0.01, 0.5, 100.0]))
 def test_one_record_moves_the_sum_by_at_most_the_bound(values: list[list[float]], bound: float) -> None:
     # DP1: neighbours differ by one record, so the sums with and without the last one differ by at most C.

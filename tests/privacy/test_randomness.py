@@ -81,6 +81,15 @@ def test_seeds_of_others_change_nothing() -> None:
     assert not np.array_equal(*drawn)
 
 
+def test_the_stream_is_keyed_by_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A fixed key with a fresh nonce would look as random to every statistical test.
+    drawn = []
+    for key in (b"k" * 32, b"k" * 32, b"l" * 32):
+        monkeypatch.setattr(os, "urandom", lambda size, key=key: key if size == 32 else bytes(size))
+        drawn.append(OwnerRandomness().uniform(2).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_a_forked_process_draws_other_values() -> None:
     # Both halves of a fork continue one keystream unless the child takes a key of its own.
     randomness = OwnerRandomness()

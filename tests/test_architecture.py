@@ -1,0 +1,110 @@
+"""The architecture, held: which room may import which, and which third party lives where."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fl_privacy
+
+PACKAGE = Path(fl_privacy.__file__).parent
+LEVEL_1 = {"errors", "messages", "parameters", "plan", "template"}
+ASSEMBLY = {"owner", "display", "cli", "__main__", "__init__"}  # where the rooms are put together for people
+
+# room -> the rooms of this package that it may import
+ALLOWED = {
+    **dict.fromkeys(LEVEL_1, LEVEL_1),
+    "learning": LEVEL_1 | {"learning"},
+    "privacy": LEVEL_1 | {"privacy"},
+    "encryption": LEVEL_1 | {"encryption"},
+    "strategies": LEVEL_1 | {"strategies"},
+    "guard": LEVEL_1 | {"guard", "learning", "privacy", "encryption"},
+    "datasite": LEVEL_1 | {"datasite"},
+    "scientist": LEVEL_1 | {"scientist", "learning", "strategies"},
+}
+# single modules that a room may import besides
+EXCEPTIONS = {
+    ("learning.local_training", "privacy.dp_sgd"),
+    *((f"datasite.{name}", "guard.client") for name in ("front_desk", "execution")),
+    *(
+        (f"scientist.{name}", f"encryption.{part}")
+        for name in ("federation", "rounds")
+        for part in ("blind_sum", "packing", "registry")
+    ),
+}
+# third party -> the rooms that may import it
+THIRD_PARTIES = {
+    "syft": {"datasite", "scientist"},
+    "opacus": {"privacy"},
+    "dp_accounting": {"privacy"},
+    "tenseal": {"encryption"},
+    "nacl": {"encryption"},
+    "transformers": {"learning"},
+    "torch": {"learning", "privacy"},
+    "rich": ASSEMBLY,
+    "click": ASSEMBLY,
+}
+
+
+def modules() -> Iterator[tuple[str, str, Path]]:
+    """Dotted name inside the package, its room, and its file."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        dotted = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        yield dotted, dotted.split(".")[0], path
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file names in an import, wherever in the file it stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module in ("fl_privacy", *(f"fl_privacy.{room}" for room in ALLOWED)):
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+MODULES = list(modules())
+
+
+@pytest.mark.parametrize(("dotted", "room", "path"), MODULES, ids=[dotted for dotted, _, _ in MODULES])
+def test_a_module_imports_only_what_its_room_may(dotted: str, room: str, path: Path) -> None:
+    if room in ASSEMBLY:
+        return
+    for name in imported(path):
+        first = name.split(".")[0]
+        if first == "fl_privacy":
+            inner = name.removeprefix("fl_privacy.")
+            allowed = inner.split(".")[0] in ALLOWED[room] or any(
+                dotted == who and (inner == what or inner.startswith(what + ".")) for who, what in EXCEPTIONS
+            )
+            assert allowed, f"{dotted} imports {name}"
+        else:
+            assert room in THIRD_PARTIES.get(first, {room}), f"{dotted} imports {name}"
+
+
+def test_every_room_is_under_the_rule() -> None:
+    assert {room for _, room, _ in MODULES} <= ALLOWED.keys() | ASSEMBLY
+
+
+@pytest.mark.parametrize("module", ["fl_privacy.guard.service", "fl_privacy.guard.worker"])
+def test_no_syft_is_ever_loaded_in_a_guard(module: str) -> None:
+    script = f"import sys, {module}; sys.exit('syft' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_the_reference_run_without_privacy_is_out_of_a_guards_reach() -> None:
+    script = "import sys, fl_privacy.guard.service, fl_privacy.guard.worker, fl_privacy.learning.local_training"
+    script += "; sys.exit('fl_privacy.learning.reference_training' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_no_file_outgrows_its_responsibility() -> None:
+    long = {dotted: len(path.read_text().splitlines()) for dotted, _, path in MODULES}
+    assert {dotted: lines for dotted, lines in long.items() if lines > 300} == {}

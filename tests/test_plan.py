@@ -1,0 +1,114 @@
+"""TrainingPlan: what is refused, and that its digest is its meaning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_privacy.errors import PlanError
+from fl_privacy.plan import ModelSpec, TrainingPlan
+
+MODEL = ModelSpec(
+    source="tiny",
+    architecture='{"model_type": "bert", "num_hidden_layers": 2, "max_position_embeddings": 64}',
+    vocabulary="0" * 64,
+    weights="1" * 64,
+)
+
+
+def plan(**changes: Any) -> TrainingPlan:
+    fields: dict[str, Any] = {"name": "a-plan", "purpose": "to test plans", "model": MODEL, "owners": ("a", "b", "c")}
+    return TrainingPlan.create(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"owners": ("a", "b")}, "owners: 2 named, minimal_cohort is 3"),
+        ({"owners": ("a", "b", "a")}, "owners: a name appears twice"),
+        ({"owners": ("a", "b", "../c")}, "owners"),
+        ({"minimal_cohort": 2}, "minimal_cohort"),
+        ({"rounds": 0}, "rounds"),
+        ({"local_steps": 0}, "local_steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"target_epsilon": 0.0}, "target_epsilon"),
+        ({"target_epsilon": float("inf")}, "target_epsilon"),
+        ({"target_epsilon": float("nan")}, "target_epsilon"),
+        ({"delta": 0.0}, "delta"),
+        ({"delta": 0.5}, "delta"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm"),
+        ({"mask_probability": 0.0}, "mask_probability"),
+        ({"max_length": 65}, "max_length: 65 is more than the model's positions"),
+        ({"max_length": 4}, "max_length"),
+        ({"trainable": "layers:1-2"}, "trainable: layers:1-2 is not a range"),
+        ({"trainable": "layers:1-0"}, "trainable: layers:1-0 is not a range"),
+        ({"trainable": "everything"}, "trainable"),
+        ({"warmup_steps": 100}, "warmup_steps: 100 leaves none of the 100 steps"),
+        ({"task": "ner"}, "task"),
+        ({"optimizer": "lion"}, "optimizer"),
+        ({"update_bits": 32}, "update_bits"),
+        ({"name": "Has Spaces"}, "name"),
+        ({"purpose": "short"}, "purpose"),
+        ({"surprise": 1}, "surprise"),
+        ({"model": {"source": "x"}}, "model"),
+    ],
+)
+def test_a_bad_field_is_refused_by_name(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        plan(**changes)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["not json", "[]", '{"model_type": "t5", "num_hidden_layers": 1}', '{"model_type": "bert"}']
+)
+def test_an_unknown_architecture_is_refused(architecture: str) -> None:
+    with pytest.raises(PlanError, match="architecture"):
+        plan(model=MODEL.model_dump() | {"architecture": architecture})
+
+
+def test_a_batch_larger_than_the_corpus_is_refused() -> None:
+    with pytest.raises(PlanError, match="batch_size: 512 is more than the corpus's declared size 100"):
+        plan().sample_rate(100)
+
+
+def test_toml_reads_back_to_the_same_digest() -> None:
+    original = plan(trainable="layers:0-1", learning_rate=0.1 + 0.2)
+    assert TrainingPlan.from_toml(original.to_toml()).digest() == original.digest()
+
+
+def test_text_that_is_not_toml_is_refused() -> None:
+    with pytest.raises(PlanError, match="not a TOML file"):
+        TrainingPlan.from_toml("rounds = = 3")
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "rounds": st.integers(1, 1000),
+            "retries": st.integers(0, 100),
+            "batch_size": st.integers(1, 65536),
+            "learning_rate": st.floats(1e-8, 10),
+            "target_epsilon": st.floats(1e-3, 50),
+            "purpose": st.text(st.characters(exclude_categories=("Cs",)), min_size=10, max_size=50),
+        },
+    )
+)
+def test_equal_plans_have_equal_digests_and_a_changed_plan_another(changes: dict[str, Any]) -> None:
+    one, two = plan(**changes), plan(**changes)
+    assert one.digest() == two.digest()
+    assert one == TrainingPlan.parse(one.canonical())
+    changed = plan(**changes | {"weight_decay": 0.5})
+    assert changed.digest() != one.digest()
+
+
+def test_a_plan_cannot_be_changed_in_place() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        plan().rounds = 7  # type: ignore[misc]
+
+
+def test_the_noise_is_calibrated_for_every_attempt_that_may_run() -> None:
+    assert plan(rounds=5, retries=2, local_steps=10).paid_steps == 70

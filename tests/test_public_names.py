@@ -1,0 +1,46 @@
+"""The public names, pinned: adding or removing one is a decision."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import fl_privacy
+
+PINNED = {
+    "AuditResult",
+    "FedAvg",
+    "Federation",
+    "History",
+    "Login",
+    "ModelBundle",
+    "ModelSpec",
+    "Owner",
+    "RoundRecord",
+    "TrainingPlan",
+    "Watcher",
+    "audit_export",
+    "load_bundle",
+    "read_plan",
+}
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(fl_privacy.__all__) == PINNED
+
+
+@pytest.mark.parametrize("name", sorted(PINNED))
+def test_a_public_name_is_there_and_says_what_it_is(name: str) -> None:
+    assert getattr(fl_privacy, name).__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = fl_privacy.nonsense
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    script = "import sys, fl_privacy; sys.exit(bool({'torch', 'syft', 'transformers', 'tenseal'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
