@@ -22,7 +22,7 @@ from rich.table import Table
 
 from fl_privacy.learning.evaluation import evaluate
 from fl_privacy.learning.local_training import train_update
-from fl_privacy.learning.models import build_model, load_bundle
+from fl_privacy.learning.models import ModelBundle, build_model, load_bundle
 from fl_privacy.learning.reference_training import train_without_privacy
 from fl_privacy.learning.tokenizer import tokenizer_of
 from fl_privacy.parameters import Parameters, add, from_bytes, scale
@@ -30,33 +30,16 @@ from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.accounting import calibrate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "domains"))
-from generate import FOLDER, MOCK_ROWS, MOCK_SEED, OWNERS, sentences  # noqa: E402
+from generate import FOLDER, MOCK_ROWS, MOCK_SEED, OWNERS, sentences
 
-DEMO = {
-    "name": "demo-headroom",
-    "purpose": "Adapt the public base model to three domains without moving their text.",
-    "rounds": 5,
-    "local_steps": 12,
-    "batch_size": 512,
-    "trainable": "all",
-    "max_length": 40,
-    "learning_rate": 3e-3,
-    "warmup_steps": 6,
-    "schedule": "linear",
-    "weight_decay": 0.0,
-    "max_grad_norm": 0.5,
-    "target_epsilon": 8.0,
-    "delta": 1e-5,
-}
 EVALUATION_SEED = 5
 
 
 class Headroom:
     """The demo's training, one row of the table after the other."""
 
-    def __init__(self, plan: TrainingPlan, base: Path, rows: int, seed: int) -> None:
-        bundle = load_bundle(base)
-        self.plan = plan.model_copy(update={"model": bundle.spec})
+    def __init__(self, plan: TrainingPlan, bundle: ModelBundle, rows: int, seed: int) -> None:
+        self.plan = plan
         self.vocabulary, self.base = bundle.vocabulary, from_bytes(bundle.weights)
         self.rows = rows
         self.private = {owner: sentences(owner, rows, seed) for owner in OWNERS}
@@ -122,6 +105,7 @@ def measure(headroom: Headroom, wanted: list[str]) -> dict[str, dict[str, float]
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", type=Path, default=FOLDER / "plan.toml")
     parser.add_argument("--base", type=Path, default=FOLDER / "public" / "base")
     parser.add_argument("--rows", type=int, default=16_000)
     parser.add_argument("--seed", type=int, default=1)
@@ -132,9 +116,10 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     bundle = load_bundle(asked.base)
-    fields = DEMO | ({"rounds": 2, "local_steps": 5, "warmup_steps": 2} if asked.quick else {})
-    fields |= tomllib.loads("\n".join(asked.set))
-    headroom = Headroom(TrainingPlan.create(model=bundle.spec, owners=OWNERS, **fields), asked.base, asked.rows, asked.seed)
+    quick = {"rounds": 2, "local_steps": 5, "warmup_steps": 2} if asked.quick else {}
+    told = asked.plan.read_text(encoding="utf-8")
+    plan = TrainingPlan.from_toml(told, model=bundle.spec, **(quick | tomllib.loads("\n".join(asked.set))))
+    headroom = Headroom(plan, bundle, asked.rows, asked.seed)
     results = measure(headroom, asked.only)
     table = Table("run", *OWNERS, "all", "seconds", title=f"top-1 on mock rows; noise multiplier {headroom.noise}")
     for name, row in results.items():

@@ -1,7 +1,7 @@
 """The main job, told step by step: three owners, one scientist, one federated training run with differential privacy.
 
-Run by `make demo`. Everything is real: guards and Syft datasites as processes, HTTP between them, DP-SGD, encrypted sums, ledgers.
-Only this script, which plays all parties at once, may also train the reference runs that nobody could run in earnest.
+Run by `make demo`. Everything is real: guards and Syft datasites as processes, HTTP between them, DP-SGD, encrypted sums,
+ledgers. Only this script, which plays all parties at once, may also train the reference runs that nobody could run in earnest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import contextlib
 import json
 import os
 import shutil
+import signal
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ EMAIL = "scientist@university.example.org"
 def main(out: Path, rows: int) -> None:
     """Run the main job end to end and leave model, history, picture, ledgers and summary.json in OUT."""
     os.environ["OMP_NUM_THREADS"] = "1"  # three owners share this machine; each trains on one core
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a stopped demo stops its owners
     started = time.perf_counter()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -75,19 +79,26 @@ def main(out: Path, rows: int) -> None:
 
 
 def start_owners(folder: Path, rows: int, stack: contextlib.ExitStack) -> dict[str, Owner]:
-    """Generate each owner's corpus, set the owner up, start its two processes."""
-    owners = {}
-    for name in NAMES:
-        corpus = folder.parent / "corpora" / f"{name}.jsonl"
-        corpus.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(name, rows, SEED, corpus)
-        owners[name] = Owner.init(folder / name, DOMAINS / name / "domain.toml")
-        with GuardHome(folder / name / "guard") as home:
-            card = add_corpus(home, corpus, load_rows(DOMAINS / name / "mock.jsonl"))
-        with console.status(f"starting {name}"):
-            stack.enter_context(owners[name])
-        console.print(f"  {name}: about {card.declared_size:,} private records, datasite at {owners[name].datasite.url}")
+    """Set the owners up and start their processes, all at once."""
+    owners = {name: prepare_owner(folder, name, rows) for name in NAMES}
+    for owner in owners.values():
+        stack.callback(owner.stop)
+    with console.status("starting guards and datasites"), ThreadPoolExecutor() as pool:
+        list(pool.map(Owner.start, owners.values()))
+    for name, owner in owners.items():
+        console.print(f"  {name}: datasite at {owner.datasite.url}, guard in {owner.guard_home}")
     return owners
+
+
+def prepare_owner(folder: Path, name: str, rows: int) -> Owner:
+    """Generate an owner's corpus and put it into its strong room."""
+    corpus = folder.parent / "corpora" / f"{name}.jsonl"
+    corpus.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(name, rows, SEED, corpus)
+    owner = Owner.init(folder / name, DOMAINS / name / "domain.toml")
+    with GuardHome(owner.guard_home) as home:
+        add_corpus(home, corpus, load_rows(DOMAINS / name / "mock.jsonl"))
+    return owner
 
 
 def enrol(owners: dict[str, Owner], out: Path, stack: contextlib.ExitStack) -> Federation:

@@ -1,4 +1,4 @@
-"""Write a domain's sentences from its grammar: ``python domains/generate.py hospital --rows 12000 --seed 7 --out corpus.jsonl``.
+"""Write a domain's sentences from its grammar: ``python domains/generate.py hospital --rows 9000 --seed 7 --out rows.jsonl``.
 
 A grammar (``domains/<name>/grammar.toml``) holds templates with slots, word lists, and tables of things that belong together
 (a disease with its symptoms and drugs). The same domain, rows and seed give the same sentences on every machine.

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from fl_privacy.owner import Owner
     from fl_privacy.plan import ModelSpec, TrainingPlan
     from fl_privacy.privacy.audit import AuditResult, audit_export
-    from fl_privacy.scientist.federation import Federation, Login, Watcher
+    from fl_privacy.scientist.federation import Federation, Login
     from fl_privacy.scientist.files import read_plan
-    from fl_privacy.scientist.history import History, RoundRecord
+    from fl_privacy.scientist.history import History, RoundRecord, Watcher
     from fl_privacy.strategies.fedavg import FedAvg
 
 __version__ = "0.1.0"
@@ -32,7 +32,7 @@ _HOMES = {
     "Owner": "owner",
     "RoundRecord": "scientist.history",
     "TrainingPlan": "plan",
-    "Watcher": "scientist.federation",
+    "Watcher": "scientist.history",
     "audit_export": "privacy.audit",
     "load_bundle": "learning.models",
     "read_plan": "scientist.files",

@@ -118,7 +118,7 @@ def owner_status(home: Path) -> None:
 def owner_card(home: Path) -> None:
     """Print this owner's signed identity card as JSON; send it to the other owners."""
     from fl_privacy.encryption.keys import Identity
-    from fl_privacy.guard.home import Domain
+    from fl_privacy.guard.domain import Domain
 
     guard = home / "guard"
     click.echo(Identity.load(guard / "keys").card(Domain.read(guard / "domain.toml").owner).canonical().decode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.panel import Panel
@@ -17,12 +17,13 @@ from rich.text import Text
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import RoundFailed
 from fl_privacy.messages import CorpusCard, LedgerStatement
-from fl_privacy.privacy.audit import AuditResult
-from fl_privacy.privacy.entries import LedgerEntry
-from fl_privacy.scientist.federation import Watcher
-from fl_privacy.scientist.history import RoundRecord
+from fl_privacy.scientist.history import RoundRecord, Watcher
 
 WIDTH = 118  # where the output is not a terminal that knows its own
+if TYPE_CHECKING:
+    from fl_privacy.privacy.audit import AuditResult
+    from fl_privacy.privacy.entries import LedgerEntry
+
 console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 

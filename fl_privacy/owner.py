@@ -13,18 +13,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from fl_privacy.datasite import accounts, requests
 from fl_privacy.datasite.launch import Datasite
 from fl_privacy.encryption.keys import Identity
 from fl_privacy.errors import ConnectionFailed, HomeError, PlanError
-from fl_privacy.guard.client import GuardClient
-from fl_privacy.guard.home import Domain, GuardHome
-from fl_privacy.guard.service import FRONT_SOCKET, OWNER_SOCKET
+from fl_privacy.guard.client import FRONT_SOCKET, OWNER_SOCKET, GuardClient
+from fl_privacy.guard.domain import Domain
 from fl_privacy.messages import CorpusCard, LedgerStatement, Signed, public_hex
 from fl_privacy.privacy.entries import LedgerEntry
-from fl_privacy.privacy.ledger import Ledger
+
+if TYPE_CHECKING:
+    from fl_privacy.datasite.requests import CodeRequest
+    from fl_privacy.privacy.ledger import Ledger
 
 LONGEST_SOCKET_PATH = 100  # bytes; Unix sockets allow 107
 
@@ -47,6 +48,8 @@ class Owner:
     @classmethod
     def init(cls, home: Path, domain_file: Path) -> Owner:
         """Make a new owner's folder from a domain.toml. Raises: HomeError."""
+        from fl_privacy.guard.home import GuardHome
+
         GuardHome.create(home / "guard", Domain.read(domain_file)).close()
         home.chmod(0o700)
         return cls(home)
@@ -108,6 +111,8 @@ class Owner:
 
     def publish(self) -> None:
         """Show the corpus's mock rows in Syft; the private side is only a reference."""
+        from fl_privacy.datasite import accounts
+
         cards = [
             CorpusCard.model_validate(card) for card in GuardClient(self.guard_home / FRONT_SOCKET).call("GET", "/v1/corpora")
         ]
@@ -127,18 +132,24 @@ class Owner:
     def desk(self) -> Any:
         """A Syft session with the owner's authority."""
         if self._desk is None:
+            from fl_privacy.datasite import accounts
+
             self._desk = accounts.login_owner(self.datasite)
         return self._desk
 
     def invite(self, name: str, email: str) -> str:
         """Create a scientist's account; returns the generated password."""
+        from fl_privacy.datasite import accounts
+
         return accounts.invite_scientist(self.desk, name, email)
 
-    def all_requests(self) -> list[requests.CodeRequest]:
+    def all_requests(self) -> list[CodeRequest]:
         """Every code request, oldest first, with the numbers that the other commands take."""
+        from fl_privacy.datasite import requests
+
         return requests.all_requests(self.desk)
 
-    def request(self, number: int) -> requests.CodeRequest:
+    def request(self, number: int) -> CodeRequest:
         """One request by number. Raises: PlanError when there is none."""
         for request in self.all_requests():
             if request.number == number:
@@ -152,12 +163,16 @@ class Owner:
 
     def approve(self, number: int) -> None:
         """Approve a request: the guard first, whose word counts, then Syft. Raises: NotApproved."""
+        from fl_privacy.datasite import requests
+
         request = self.request(number)
         self.guard.call("POST", "/v1/approve", _json(code=request.code))
         requests.approve(self.desk, request)
 
     def deny(self, number: int, reason: str) -> None:
         """Deny a request; the scientist reads the reason. Foreign code is only noted in Syft: no plan can be read from it."""
+        from fl_privacy.datasite import requests
+
         request = self.request(number)
         with contextlib.suppress(PlanError):  # not the template: the guard would never run it
             self.guard.call("POST", "/v1/deny", _json(code=request.code, reason=reason))
@@ -178,6 +193,8 @@ def export_ledger(home: Path, file: Path) -> str:
 
 
 def _open_ledger(home: Path) -> Ledger:
+    from fl_privacy.privacy.ledger import Ledger
+
     path = home / "guard" / "ledger.sqlite"
     if not path.exists():
         raise HomeError(f"{home} is not an owner's folder; create one with `fl-privacy owner init`")

@@ -45,7 +45,7 @@ class DatasiteIdentity:
             if found.owner != owner:
                 raise HomeError(f"{home} belongs to the datasite of {found.owner}, not of {owner}")
             return found
-        made = cls(owner, uuid.uuid4().hex, f"owner@{owner}.example.org", secrets.token_hex(32), secrets.token_urlsafe(24))
+        made = cls(owner, uuid.uuid4().hex, f"{owner}@datasite.example.org", secrets.token_hex(32), secrets.token_urlsafe(24))
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.chmod(0o700)
         with os.fdopen(os.open(home / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

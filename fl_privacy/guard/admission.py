@@ -9,7 +9,7 @@ from fl_privacy.encryption.packing import choose_encoding
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import CohortTooSmall, MessageError, NotApproved, OrderRefused
 from fl_privacy.guard.approvals import Approvals, Decision
-from fl_privacy.guard.home import Domain
+from fl_privacy.guard.domain import Domain
 from fl_privacy.learning.trainable import specs_for
 from fl_privacy.messages import CorpusCard, Encoding, RoundOrder, Signed, open_signed
 from fl_privacy.plan import TrainingPlan

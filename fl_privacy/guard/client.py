@@ -13,6 +13,8 @@ import httpx
 from fl_privacy.errors import ConnectionFailed, FlPrivacyError, from_wire
 from fl_privacy.messages import OpenRequest, Signed
 
+FRONT_SOCKET, OWNER_SOCKET = "front.sock", "owner.sock"  # in the guard's home
+
 
 class GuardClient:
     """Calls one of a guard's sockets; a refusal comes back as the typed error that the guard raised."""

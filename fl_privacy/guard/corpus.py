@@ -143,6 +143,6 @@ def _text(path: Path, number: int, value: object, field: str) -> str:
         raise CorpusError(f"{path}, line {number}: no text in {field!r}")
     if not value.strip():
         raise CorpusError(f"{path}, line {number}: {field!r} is empty")
-    if "\0" in value:
-        raise CorpusError(f"{path}, line {number}: {field!r} holds a zero byte")
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise CorpusError(f"{path}, line {number}: {field!r} holds a zero byte or half a surrogate pair")
     return value.strip()

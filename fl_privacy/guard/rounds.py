@@ -164,7 +164,7 @@ class Rounds:
             owner=home.owner,
             ciphertext=self.blobs.publish(ciphertext),
             ciphertext_bytes=len(ciphertext),
-            training_seconds=trained - clock,
+            training_seconds=float(round(trained - clock)),  # coarse: it depends a little on how long the records are
             encryption_seconds=time.perf_counter() - trained,
             epsilon_spent=statement.epsilon_spent,
             epsilon_budget=statement.epsilon_budget,

@@ -17,11 +17,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 
 from fl_privacy.errors import FlPrivacyError, MessageError, to_wire
+from fl_privacy.guard.client import FRONT_SOCKET, OWNER_SOCKET
 from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.messages import OpenRequest, Signed
-
-FRONT_SOCKET, OWNER_SOCKET = "front.sock", "owner.sock"
 
 
 def front_app(guard: Guard) -> FastAPI:

@@ -18,6 +18,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from transformers.utils import logging
 
 from fl_privacy.errors import ModelError
 from fl_privacy.learning.tokenizer import tokenizer_of, tokens_of
@@ -43,6 +44,8 @@ ARCHITECTURE = (
 )
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 _UNLOADABLE = (OSError, ValueError, RuntimeError, HfHubHTTPError, HFValidationError, SafetensorError, StrictDataclassError)
+
+logging.disable_progress_bar()  # a bar for writing three megabytes; ours show what takes time
 
 
 @dataclass(frozen=True, repr=False)

@@ -22,7 +22,7 @@ from fl_privacy.learning.trainable import specs_for
 from fl_privacy.messages import CorpusCard, LedgerStatement, RoundOrder, Signed, open_signed, sign
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.scientist.desk import Desk, RequestState
-from fl_privacy.scientist.history import History, OwnerSpend, RoundRecord
+from fl_privacy.scientist.history import History, OwnerSpend, RoundRecord, Watcher
 from fl_privacy.scientist.rounds import Opened, run_round
 from fl_privacy.strategies.base import ServerState, Strategy
 from fl_privacy.strategies.fedavg import FedAvg
@@ -41,19 +41,6 @@ class Login:
 
     def __repr__(self) -> str:
         return f"Login({self.owner!r}, {self.url!r}, {self.email!r}, password hidden)"
-
-
-class Watcher:
-    """What ``Federation.run`` tells while it works; the default says nothing."""
-
-    def step(self, owner: str, step: int, steps: int) -> None:
-        """An owner has done ``step`` of ``steps`` training steps of the round."""
-
-    def round_done(self, record: RoundRecord) -> None:
-        """A round is on disk."""
-
-    def round_failed(self, error: RoundFailed, retries_left: int) -> None:
-        """An attempt was lost; it is tried again if any retry is left."""
 
 
 class Federation:

@@ -1,16 +1,12 @@
-"""What a run leaves behind: one JSON line per round, and a picture."""
+"""What a run tells and leaves behind: one record per round, kept as a JSON line, and a picture."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg", force=False)
-
-import matplotlib.pyplot as plt
 from pydantic import ConfigDict
 
+from fl_privacy.errors import RoundFailed
 from fl_privacy.messages import Message
 
 
@@ -44,6 +40,19 @@ class RoundRecord(Message):
     seconds_transport: float
 
 
+class Watcher:
+    """What ``Federation.run`` tells while it works; the default says nothing."""
+
+    def step(self, owner: str, step: int, steps: int) -> None:
+        """An owner has done ``step`` of ``steps`` training steps of the round."""
+
+    def round_done(self, record: RoundRecord) -> None:
+        """A round is on disk."""
+
+    def round_failed(self, error: RoundFailed, retries_left: int) -> None:
+        """An attempt was lost; it is tried again if any retry is left."""
+
+
 class History:
     """Round records in memory and, line by line, in ``history.jsonl``."""
 
@@ -62,6 +71,8 @@ class History:
 
     def plot(self, path: Path) -> None:
         """Accuracy, epsilon, bytes and seconds by round, as one PNG."""
+        from matplotlib import pyplot as plt  # a second of import, for the end of a run only
+
         figure, axes = plt.subplots(1, 4, figsize=(17, 3.8), layout="constrained")
         at = [record.round + 1 for record in self.rounds]
         axes[0].plot([0, *at], [self.accuracy_before, *(record.accuracy for record in self.rounds)], marker="o")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.datasite.guard_double import GuardDouble, a_plan, serve
 
 from fl_privacy.messages import sign
 from fl_privacy.template import code_digest, function_name, render
+from tests.datasite.guard_double import GuardDouble, a_plan, serve
 
 
 @pytest.fixture(scope="module")

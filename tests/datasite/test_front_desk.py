@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.datasite.guard_double import STEPS, GuardDouble, an_order
 
 from fl_privacy.datasite import front_desk
 from fl_privacy.datasite.front_desk import GUARD_SOCKET, hand_over
 from fl_privacy.errors import BudgetExceeded, ConnectionFailed, MessageError, NotApproved, OrderRefused, from_wire
 from fl_privacy.messages import OpenRequest, RoundOrder, Signed, open_signed, public_hex, sign
 from fl_privacy.template import signed_plan_of
+from tests.datasite.guard_double import STEPS, GuardDouble, an_order
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
-from tests.datasite.guard_double import GuardDouble, serve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from fl_privacy.datasite.relay import FRESH_SECONDS, Gate
 from fl_privacy.errors import ConnectionFailed, CredentialsRefused, DigestMismatch, MessageError, SignatureInvalid
 from fl_privacy.messages import channel_payload, public_hex
 from fl_privacy.scientist.relay import RelayClient
+from tests.datasite.guard_double import GuardDouble, serve
 
 SCIENTIST, GUEST = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2))
 NOW = 1_800_000_000.0

@@ -17,7 +17,6 @@ import psutil
 import pytest
 import syft
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.datasite.guard_double import STEPS, GuardDouble, an_order
 from syft.server.credentials import SyftSigningKey
 from syft.service.request.request import SubmitRequest, UserCodeStatusChange
 
@@ -37,6 +36,7 @@ from fl_privacy.errors import (
 from fl_privacy.messages import CorpusCard, RoundOrder, Signed, open_signed, public_hex, sign
 from fl_privacy.scientist.desk import Desk
 from fl_privacy.scientist.relay import RelayClient
+from tests.datasite.guard_double import STEPS, GuardDouble, an_order
 
 pytestmark = pytest.mark.end_to_end
 

@@ -23,7 +23,8 @@ from fl_privacy.owner import Owner, export_ledger
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.audit import audit_export
 from fl_privacy.scientist.desk import Desk
-from fl_privacy.scientist.federation import Federation, Login, Watcher
+from fl_privacy.scientist.federation import Federation, Login
+from fl_privacy.scientist.history import Watcher
 from tests.builders import OWNERS, texts, tiny_bundle, tiny_plan, write_domain
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]

@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fl_privacy import template
 from fl_privacy.guard.corpus import add_corpus
+from fl_privacy.guard.domain import Domain
 from fl_privacy.guard.guard import Guard
-from fl_privacy.guard.home import Domain, GuardHome
+from fl_privacy.guard.home import GuardHome
 from fl_privacy.learning.models import ModelBundle
 from fl_privacy.messages import Signed, sign
 from fl_privacy.plan import TrainingPlan

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fl_privacy.errors import CorpusError
 from fl_privacy.guard.corpus import add_corpus, card_of, check_digest, load_rows, read_texts, round_down
-from fl_privacy.guard.home import Domain, GuardHome
+from fl_privacy.guard.domain import Domain
+from fl_privacy.guard.home import GuardHome
 from tests.builders import write_domain
 
 
@@ -53,6 +54,7 @@ def test_a_quoted_csv_field_may_hold_a_newline(tmp_path: Path) -> None:
         ("a.csv", "body\nx\n", "no column 'text'"),
         ("a.pdf", "x", "unknown kind of file"),
         ("a.txt", "a\0b\n", "line 1: 'text' holds a zero byte"),
+        ("a.jsonl", '{"text": "\\ud800"}\n', "line 1: 'text' holds a zero byte or half a surrogate"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line_and_never_quoted(tmp_path: Path, name: str, content: str | bytes, told: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fl_privacy.errors import HomeError, KeyMissing
-from fl_privacy.guard.home import Domain, GuardHome
+from fl_privacy.guard.domain import Domain
+from fl_privacy.guard.home import GuardHome
 from tests.builders import write_domain
 
 

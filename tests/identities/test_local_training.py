@@ -161,9 +161,7 @@ def test_rounds_equal_one_long_run_of_the_reference(trainable: str) -> None:
     long = train_without_privacy(plan, first, VOCABULARY, SENTENCES, generator=np.random.default_rng(7))
     weights, generator = first, np.random.default_rng(7)
     for start in (0, 2, 4):
-        weights = train_without_privacy(
-            plan, weights, VOCABULARY, SENTENCES, generator=generator, first_step=start, steps=2
-        )
+        weights = train_without_privacy(plan, weights, VOCABULARY, SENTENCES, generator=generator, first_step=start, steps=2)
     assert all(np.array_equal(long[name], weights[name]) for name in first)
     assert norm(subtract(long, first)) > 0
     restarted = train_without_privacy(plan, weights, VOCABULARY, SENTENCES, generator=generator, steps=2)

@@ -29,7 +29,6 @@ from syft.service.service import ServiceConfigRegistry
 from syft.service.user.user_roles import ServiceRole
 from syft.store.linked_obj import LinkedObject
 from syft.types.uid import UID
-from tests.trust.syft_exploits import EXPLOITS, World, approve, approved_code, ask, call, finished, refused, run, source, start
 
 from fl_privacy.datasite import accounts
 from fl_privacy.datasite.execution import compiled_from_text
@@ -37,6 +36,7 @@ from fl_privacy.datasite.hardening import SCIENTIST_MAY
 from fl_privacy.datasite.launch import Datasite
 from fl_privacy.errors import NotApproved
 from fl_privacy.template import code_digest
+from tests.trust.syft_exploits import EXPLOITS, World, approve, approved_code, ask, call, finished, refused, run, source, start
 
 pytestmark = pytest.mark.end_to_end
 

@@ -1,0 +1,117 @@
+"""The command line: help for every command, an owner's first steps, and errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from fl_privacy.cli import app
+from tests.builders import write_domain
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands(app)], ids=" ".join)
+def test_every_command_teaches_itself(path: tuple[str, ...]) -> None:
+    result = run(*path, "--help")
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()[2].strip()) > 10
+
+
+def test_every_option_has_help() -> None:
+    silent = [
+        (*path, parameter.name)
+        for path, command in commands(app)
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and not parameter.help
+    ]
+    assert silent == []
+
+
+def test_an_owners_first_steps(tmp_path: Path) -> None:
+    home, corpus = tmp_path / "clinic", tmp_path / "rows.txt"
+    corpus.write_text("头痛三天\n" * 1234, encoding="utf-8")
+    assert "clinic is ready" in run("owner", "init", "--home", home, "--domain", write_domain(tmp_path, "clinic")).output
+    assert "about 1,200 records" in run("corpus", "add", corpus, "--home", home).output
+    assert '"kind":"OwnerCard"' in run("owner", "card", "--home", home).output
+    shown = run("ledger", "show", "--home", home).output
+    assert "open" in shown
+    assert "epsilon 0.000 of 8.000 at delta 1e-05" in shown
+
+    export = tmp_path / "ledger.jsonl"
+    key = run("ledger", "export", export, "--home", home).output.strip()
+    verified = run("ledger", "verify", export, "--key", key)
+    assert verified.exit_code == 0
+    assert "verified" in verified.output
+    export.write_text(export.read_text().replace('\\"epsilon\\":8.0', '\\"epsilon\\":80.0'))
+    tampered = run("ledger", "verify", export, "--key", key)
+    assert tampered.exit_code == 1
+    assert tampered.output.startswith("Error: LedgerTampered: entry 0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("owner", "status"), "HomeError"),
+        (("owner", "serve"), "HomeError"),
+        (("requests", "list"), "HomeError"),
+        (("ledger", "show"), "HomeError"),
+        (("corpus", "add", "missing.txt"), "HomeError"),
+        (("owner", "init", "--domain", "missing.toml"), "missing.toml does not exist"),
+    ],
+)
+def test_a_wrong_folder_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    result = run(*arguments, "--home", tmp_path / "nowhere")
+    assert result.exit_code == 1
+    assert told in result.output
+    assert len(result.output.splitlines()) == 1
+    assert "Traceback" not in result.output
+
+
+def test_an_owner_that_is_not_served_is_said_so(tmp_path: Path) -> None:
+    home = tmp_path / "clinic"
+    run("owner", "init", "--home", home, "--domain", write_domain(tmp_path, "clinic"))
+    result = run("requests", "list", "--home", home)
+    assert "is not being served; start it with `fl-privacy owner serve" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("rounds = = 1", "PlanError"),
+        ('name = "x"', "model: give a folder"),
+        ('model = "no/such-model-anywhere"', "ModelError"),
+    ],
+)
+def test_a_bad_plan_file_is_named(tmp_path: Path, text: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plan = tmp_path / "plan.toml"
+    plan.write_text(text)
+    result = run("train", plan)
+    assert result.exit_code == 1
+    assert told in result.output
+
+
+def test_a_bad_federation_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "federation.toml"
+    file.write_text('[[owner]]\nname = "bank"\nurl = "http://127.0.0.1:1"\nemail = "a@b.org"\npassword_file = "pw"\n')
+    result = run("corpora", "--federation", file)
+    assert result.exit_code == 1
+    assert "write the password that bank gave you" in result.output
+    (tmp_path / "pw").write_text("x")
+    (tmp_path / "pw").chmod(0o600)
+    result = run("corpora", "--federation", file)
+    assert "ConnectionFailed: the datasite of bank at http://127.0.0.1:1 does not answer" in result.output
