@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fl_privacy import parameters
 from fl_privacy.display import console
 from fl_privacy.guard.admission import round_spend
 from fl_privacy.guard.corpus import round_down
-from fl_privacy.learning.evaluation import EvaluationCounts, evaluate
+from fl_privacy.learning.evaluation import evaluate
 from fl_privacy.learning.local_training import train_update
 from fl_privacy.learning.models import ModelBundle, build_model
 from fl_privacy.learning.reference_training import train_without_privacy
@@ -25,6 +25,8 @@ from fl_privacy.learning.tokenizer import tokenizer_of
 from fl_privacy.parameters import Parameters
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.scientist.federation import VALIDATION_SEED
+
+OneRound = Callable[[TrainingPlan, ModelBundle, list[str], int, Parameters], Parameters]
 
 
 def reference_accuracies(
@@ -34,39 +36,43 @@ def reference_accuracies(
 
     Privacy: 'local_only' uses the same DP-SGD as the federated run; 'centralised' gives no privacy at all.
     """
-    base = parameters.from_bytes(bundle.weights)
-    context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=context) as pool,
-        Progress(console=console, transient=True) as bars,
-    ):
-        alone = [pool.submit(_alone, plan, bundle, list(rows), list(validation)) for rows in corpora.values()]
-        pooled = pool.submit(_pooled, plan, bundle, [row for rows in corpora.values() for row in rows], list(validation))
-        task = bars.add_task("reference runs", total=len(alone) + 1)
-        for _ in as_completed([*alone, pooled]):
-            bars.advance(task)
+    runs: dict[str, tuple[OneRound, list[str]]] = {f"{name} alone": (_alone, list(rows)) for name, rows in corpora.items()}
+    runs["centralised"] = (_pooled, [row for rows in corpora.values() for row in rows])
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    workers = ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
+    with workers, ThreadPoolExecutor(len(runs)) as drivers, Progress(*columns, console=console, transient=True) as bars:
+
+        def drive(name: str) -> Parameters:
+            one_round, rows = runs[name]
+            task, model = bars.add_task(name, total=plan.rounds), parameters.from_bytes(bundle.weights)
+            for index in range(plan.rounds):
+                model = workers.submit(one_round, plan, bundle, rows, index, model).result()
+                bars.advance(task)
+            return model
+
+        models = dict(zip(runs, drivers.map(drive, runs), strict=True))
+    found = {name: _accuracy(plan, bundle, model, validation) for name, model in models.items()}
     return {
-        "public_base": _counts(plan, bundle, base, validation).accuracy,
-        "local_only": sum(run.result() for run in alone) / len(alone),
-        "centralised": pooled.result(),
+        "public_base": _accuracy(plan, bundle, parameters.from_bytes(bundle.weights), validation),
+        "local_only": sum(found[f"{name} alone"] for name in corpora) / len(corpora),
+        "centralised": found["centralised"],
     }
 
 
-def _alone(plan: TrainingPlan, bundle: ModelBundle, rows: list[str], validation: list[str]) -> float:
-    model, size = parameters.from_bytes(bundle.weights), round_down(len(rows))
+def _alone(plan: TrainingPlan, bundle: ModelBundle, rows: list[str], index: int, model: Parameters) -> Parameters:
+    size = round_down(len(rows))
     sigma = round_spend(plan, size).noise_multiplier
-    for index in range(plan.rounds):
-        update = train_update(plan, index, model, bundle.vocabulary, rows, size, sigma, lambda step, steps: None)
-        model = model | parameters.add({name: model[name] for name in update}, update)
-    return _counts(plan, bundle, model, validation).accuracy
+    update = train_update(plan, index, model, bundle.vocabulary, rows, size, sigma, lambda step, steps: None)
+    return model | parameters.add({name: model[name] for name in update}, update)
 
 
-def _pooled(plan: TrainingPlan, bundle: ModelBundle, rows: list[str], validation: list[str]) -> float:
-    model = parameters.from_bytes(bundle.weights)
-    trained = train_without_privacy(plan, model, bundle.vocabulary, rows, generator=np.random.default_rng(0))
-    return _counts(plan, bundle, trained, validation).accuracy
+def _pooled(plan: TrainingPlan, bundle: ModelBundle, rows: list[str], index: int, model: Parameters) -> Parameters:
+    first, steps = index * plan.local_steps, plan.local_steps
+    generator = np.random.default_rng(index)
+    return train_without_privacy(plan, model, bundle.vocabulary, rows, generator=generator, first_step=first, steps=steps)
 
 
-def _counts(plan: TrainingPlan, bundle: ModelBundle, model: Parameters, validation: Sequence[str]) -> EvaluationCounts:
+def _accuracy(plan: TrainingPlan, bundle: ModelBundle, model: Parameters, validation: Sequence[str]) -> float:
     built = build_model(plan.model, bundle.vocabulary, model)
-    return evaluate(built, tokenizer_of(bundle.vocabulary), validation, plan.max_length, plan.mask_probability, VALIDATION_SEED)
+    tokenizer = tokenizer_of(bundle.vocabulary)
+    return evaluate(built, tokenizer, validation, plan.max_length, plan.mask_probability, VALIDATION_SEED).accuracy

@@ -9,7 +9,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fl_privacy import template
-from fl_privacy.encryption.packing import choose_encoding
+from fl_privacy.encryption.packing import plan_encoding
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.learning.models import ModelBundle, new_bundle
 from fl_privacy.learning.tokenizer import build_vocabulary
@@ -114,6 +114,6 @@ def order_for(
         "tensors": specs_for(plan.model, plan.trainable),
         "cohort": cohort,
         "weights": (size,) * len(cohort),
-        "encoding": choose_encoding(len(cohort), plan.update_bits, plan.update_range / len(cohort)),
+        "encoding": plan_encoding(plan, (size,) * len(cohort)),
     }
     return sign(RoundOrder(**fields | changes), signer or key)

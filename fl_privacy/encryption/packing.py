@@ -6,6 +6,7 @@ An encoding is a function of cohort size, precision and range alone, so every pa
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from fl_privacy.errors import CohortTooSmall, EncodingOverflow
 from fl_privacy.messages import Encoding, RoundOrder, first_problem
 from fl_privacy.parameters import count
-from fl_privacy.plan import MINIMAL_COHORT
+from fl_privacy.plan import MINIMAL_COHORT, TrainingPlan
 
 Slots = NDArray[np.uint64]  # values modulo t, or fields below 2**field_bits
 
@@ -53,6 +54,14 @@ def choose_encoding(cohort_size: int, value_bits: int, value_range: float) -> En
         )
     except ValidationError as problem:
         raise EncodingOverflow(f"no encoding: {first_problem(problem)}") from None
+
+
+def plan_encoding(plan: TrainingPlan, weights: Sequence[int]) -> Encoding:
+    """The encoding that a plan implies for a cohort: updates of at most ``update_range``, weighted by at most the largest p_k.
+
+    Args: weights are the cohort's declared sizes. Raises: CohortTooSmall, EncodingOverflow.
+    """
+    return choose_encoding(len(weights), plan.update_bits, plan.update_range * max(weights) / sum(weights))
 
 
 def check_encoding(order: RoundOrder) -> None:

@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fl_privacy.encryption.packing import choose_encoding
+from fl_privacy.encryption.packing import plan_encoding
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import CohortTooSmall, MessageError, NotApproved, OrderRefused
 from fl_privacy.guard.approvals import Approvals, Decision
 from fl_privacy.guard.domain import Domain
 from fl_privacy.learning.trainable import specs_for
-from fl_privacy.messages import CorpusCard, Encoding, RoundOrder, Signed, open_signed
+from fl_privacy.messages import CorpusCard, RoundOrder, Signed, open_signed
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.accounting import calibrate
 from fl_privacy.privacy.entries import Spend
-
-
-def order_encoding(plan: TrainingPlan, weights: Sequence[int]) -> Encoding:
-    """The encoding that a plan implies for a cohort: updates of at most ``update_range``, weighted by p_k <= max p."""
-    return choose_encoding(len(weights), plan.update_bits, plan.update_range * max(weights) / sum(weights))
 
 
 def round_spend(plan: TrainingPlan, declared_size: int) -> Spend:
@@ -70,7 +65,7 @@ def check_order(
     _check_turn(order, plan, earlier)
     if order.tensors != specs_for(plan.model, plan.trainable):
         raise OrderRefused(f"the order's tensors are not the ones that `trainable = {plan.trainable}` gives")
-    if order.encoding != order_encoding(plan, order.weights):
+    if order.encoding != plan_encoding(plan, order.weights):
         raise OrderRefused("the order's encoding is not the one that the plan implies for this cohort")
     if order.round == 0 and order.model != plan.model.weights:
         raise OrderRefused("round 0 must start from the approved model's weights")

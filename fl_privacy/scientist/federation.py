@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fl_privacy import parameters, template
-from fl_privacy.encryption.packing import choose_encoding
+from fl_privacy.encryption.packing import plan_encoding
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import HomeError, NotApproved, OwnerFailed, PlanError, RequestDenied, RoundFailed
 from fl_privacy.learning.evaluation import EvaluationCounts, evaluate
@@ -210,7 +210,7 @@ class Federation:
             tensors=specs_for(plan.model, plan.trainable),
             cohort=cohort,
             weights=weights,
-            encoding=choose_encoding(len(cohort), plan.update_bits, plan.update_range * max(weights) / sum(weights)),
+            encoding=plan_encoding(plan, weights),
         )
         return sign(order, self._key)
 
