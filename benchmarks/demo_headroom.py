@@ -71,7 +71,7 @@ class Headroom:
         return found
 
     def federated(self) -> Parameters:
-        """FedAvg over the three owners with DP-SGD, through the fixed-point form in which updates are summed (no encryption)."""
+        """FedAvg over the three owners with DP-SGD, summed in fixed point as the demo does, but not encrypted."""
         current, encoding = self.base, plan_encoding(self.plan, [self.rows] * len(OWNERS))
         for order_round in range(self.plan.rounds):
             updates = [self.update(owner, order_round, current) for owner in OWNERS]

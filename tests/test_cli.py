@@ -93,7 +93,7 @@ def test_an_owner_that_is_not_served_is_said_so(tmp_path: Path) -> None:
     [
         ("rounds = = 1", "PlanError"),
         ('name = "x"', "model: give a folder"),
-        ('model = "no/such-model-anywhere"', "ModelError"),
+        ('model = "no such folder"', "ModelError"),
     ],
 )
 def test_a_bad_plan_file_is_named(tmp_path: Path, text: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
