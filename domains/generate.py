@@ -40,8 +40,7 @@ class Grammar:
 def read_grammar(domain: str) -> Grammar:
     """Read ``domains/<domain>/grammar.toml``; lists are written as words between spaces."""
     raw = tomllib.loads((FOLDER / domain / "grammar.toml").read_text(encoding="utf-8"))
-    # A group's weight is shared by its templates, so that adding a template to a group leaves the others' share alone.
-    weighted = [(text, group["weight"] / len(group["templates"])) for group in raw["groups"] for text in group["templates"]]
+    weighted = [pair for group in raw["groups"] for pair in _shares(group["templates"], group["weight"], raw["skew"])]
     return Grammar(
         templates=tuple(text for text, _ in weighted),
         weights=tuple(weight for _, weight in weighted),
@@ -51,6 +50,12 @@ def read_grammar(domain: str) -> Grammar:
             for table, records in raw.get("tables", {}).items()
         },
     )
+
+
+def _shares(templates: list[str], weight: float, skew: float) -> list[tuple[str, float]]:
+    """Share a group's weight over its templates as 1 / rank**skew; adding a group leaves the shares within others alone."""
+    total = sum(1 / rank**skew for rank in range(1, len(templates) + 1))
+    return [(text, weight / rank**skew / total) for rank, text in enumerate(templates, 1)]
 
 
 @dataclass

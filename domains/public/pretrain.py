@@ -1,4 +1,4 @@
-"""Make the public base model of the demo: ``python domains/public/pretrain.py``; about ten minutes on one thread.
+"""Make the public base model of the demo: ``python domains/public/pretrain.py``; ten to fifteen minutes on one thread.
 
 Everything comes from ``domains/public/grammar.toml``: the vocabulary, and the text that the model is trained on. Nothing of an
 owner's text is read. The same seed gives the same base on the same machine and library versions.
@@ -72,8 +72,8 @@ def pretrain(rows: int, steps: int, seed: int) -> tuple[ModelBundle, Parameters,
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=120_000)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--rows", type=int, default=240_000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=FOLDER)
     asked = parser.parse_args()

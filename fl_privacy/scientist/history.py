@@ -72,13 +72,15 @@ class History:
     def plot(self, path: Path) -> None:
         """Accuracy, epsilon, bytes and seconds by round, as one PNG."""
         from matplotlib import pyplot as plt  # a second of import, for the end of a run only
+        from matplotlib.ticker import MaxNLocator
 
         figure, axes = plt.subplots(1, 4, figsize=(17, 3.8), layout="constrained")
         at = [record.round + 1 for record in self.rounds]
         axes[0].plot([0, *at], [self.accuracy_before, *(record.accuracy for record in self.rounds)], marker="o")
         axes[0].set(title="MLM top-1 on validation text", xlabel="round")
-        for owner in sorted({owner for record in self.rounds for owner in record.spends}):
-            axes[1].plot(at, [record.spends[owner].epsilon for record in self.rounds], marker="o", label=owner)
+        for index, owner in enumerate(sorted({owner for record in self.rounds for owner in record.spends})):
+            spent = [record.spends[owner].epsilon for record in self.rounds]
+            axes[1].plot(at, spent, marker="osD^v<>"[index % 7], markersize=11 - 2 * (index % 4), alpha=0.7, label=owner)
         budget = min(spend.budget for spend in self.rounds[-1].spends.values())
         axes[1].axhline(budget, ls="--", c="grey", label="smallest budget")
         axes[1].set(title="epsilon spent (one record, upper bound)", xlabel="round")
@@ -94,5 +96,7 @@ class History:
             bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
         axes[3].set(title="seconds", xlabel="round")
         axes[3].legend()
+        for axis in axes:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.savefig(path, dpi=110)
         plt.close(figure)
