@@ -26,7 +26,7 @@ from fl_privacy.parameters import Parameters
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.scientist.federation import VALIDATION_SEED
 
-OneRound = Callable[[TrainingPlan, ModelBundle, list[str], int, Parameters], Parameters]
+Part = Callable[[TrainingPlan, ModelBundle, list[str], int, Parameters], Parameters]
 
 
 def reference_accuracies(
@@ -36,17 +36,23 @@ def reference_accuracies(
 
     Privacy: 'local_only' uses the same DP-SGD as the federated run; 'centralised' gives no privacy at all.
     """
-    runs: dict[str, tuple[OneRound, list[str]]] = {f"{name} alone": (_alone, list(rows)) for name, rows in corpora.items()}
-    runs["centralised"] = (_pooled, [row for rows in corpora.values() for row in rows])
+    runs: dict[str, tuple[Part, list[str], int]] = {
+        f"{name} alone": (_alone, list(rows), plan.rounds) for name, rows in corpora.items()
+    }
+    runs["centralised"] = (
+        _pooled,
+        [row for rows in corpora.values() for row in rows],
+        1,
+    )  # no rounds: one optimizer throughout
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     workers = ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
     with workers, ThreadPoolExecutor(len(runs)) as drivers, Progress(*columns, console=console, transient=True) as bars:
 
         def drive(name: str) -> Parameters:
-            one_round, rows = runs[name]
-            task, model = bars.add_task(name, total=plan.rounds), parameters.from_bytes(bundle.weights)
-            for index in range(plan.rounds):
-                model = workers.submit(one_round, plan, bundle, rows, index, model).result()
+            part, rows, parts = runs[name]
+            task, model = bars.add_task(name, total=parts), parameters.from_bytes(bundle.weights)
+            for index in range(parts):
+                model = workers.submit(part, plan, bundle, rows, index, model).result()
                 bars.advance(task)
             return model
 
@@ -67,9 +73,7 @@ def _alone(plan: TrainingPlan, bundle: ModelBundle, rows: list[str], index: int,
 
 
 def _pooled(plan: TrainingPlan, bundle: ModelBundle, rows: list[str], index: int, model: Parameters) -> Parameters:
-    first, steps = index * plan.local_steps, plan.local_steps
-    generator = np.random.default_rng(index)
-    return train_without_privacy(plan, model, bundle.vocabulary, rows, generator=generator, first_step=first, steps=steps)
+    return train_without_privacy(plan, model, bundle.vocabulary, rows, generator=np.random.default_rng(index))
 
 
 def _accuracy(plan: TrainingPlan, bundle: ModelBundle, model: Parameters, validation: Sequence[str]) -> float:

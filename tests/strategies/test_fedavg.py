@@ -68,3 +68,28 @@ def test_a_mean_that_does_not_fit_is_refused(mean: parameters.Parameters) -> Non
     strategy = FedAvg()
     with pytest.raises(ModelError):
         strategy.apply(strategy.init({"w": np.zeros(2, np.float32)}), mean)
+
+
+def federate_data(owners: list[np.ndarray], local_steps: int = 5, rate: float = 0.2, rounds: int = 10) -> list[float]:
+    """FedAvg on mean squared distance to each owner's points, full batches, weights n_k / n; returns w after each round."""
+    strategy, path = FedAvg(), []
+    state = strategy.init({"w": np.zeros(1, np.float32)})
+    size = sum(map(len, owners))
+    for _ in range(rounds):
+        start, mean = float(state.model["w"][0]), 0.0
+        for points in owners:
+            local = start
+            for _ in range(local_steps):
+                local -= rate * float((local - points).mean())
+            mean += len(points) / size * (local - start)
+        state = strategy.apply(state, {"w": np.array([mean], np.float32)})
+        path.append(float(state.model["w"][0]))
+    return path
+
+
+def test_f4_duplicated_data_give_the_same_trajectory() -> None:
+    draw = np.random.default_rng(3)
+    owners = [draw.normal(center, 1, size) for center, size in ((0, 4), (3, 7), (-2, 12))]
+    assert federate_data([np.concatenate([points, points]) for points in owners]) == pytest.approx(federate_data(owners))
+    tripled_once = [np.tile(owners[0], 3), *owners[1:]]
+    assert federate_data(tripled_once) != pytest.approx(federate_data(owners)), "weights must follow the sizes"
