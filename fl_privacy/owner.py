@@ -66,13 +66,12 @@ class Owner:
 
     def start(self) -> Self:
         """Start the guard, then the datasite, and publish the corpus's mock rows. Raises: HomeError, ConnectionFailed."""
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.stop)
             self.start_guard()
             self.datasite.start()
             self.publish()
-        except BaseException:
-            self.stop()
-            raise
+            undo.pop_all()
         return self
 
     def start_guard(self, timeout: float = 90.0) -> None:

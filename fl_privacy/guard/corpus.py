@@ -40,8 +40,9 @@ def read_texts(path: Path, field: str = "text") -> Iterator[tuple[int, str]]:
 def add_corpus(home: GuardHome, path: Path, mock_rows: Sequence[str], field: str = "text") -> CorpusCard:
     """Copy a corpus into the home and describe it; the former corpus, if any, is replaced only when all rows are good.
 
-    The declared size is the number of rows, rounded down to two digits: weights and sample rates are computed from it, so
-    that they do not tell whether one record is there. Raises: CorpusError.
+    The declared size is the number of rows, rounded down to two digits; weights and sample rates are computed from it. Raises:
+    CorpusError.
+    Privacy: the declared size is published as it is, outside epsilon; rounding hides single records but at its steps.
     """
     folder = home.folder / "corpus"
     salt, count = secrets.token_bytes(32), 0

@@ -104,11 +104,6 @@ def owner_app(guard: Guard) -> FastAPI:
     def deny(request: dict[str, str]) -> dict[str, Any]:
         return guard.deny(request["code"], request["reason"]).model_dump(mode="json")
 
-    @app.post("/v1/ledger/export")
-    def export(request: dict[str, str]) -> dict[str, Any]:
-        guard.home.ledger.export(Path(request["path"]))
-        return {"statement": guard.statement().model_dump(mode="json")}
-
     return app
 
 

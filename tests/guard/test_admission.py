@@ -75,6 +75,13 @@ def test_a_changed_body_under_an_old_signature_is_refused(rooms: Strongrooms) ->
         rooms.guards["bank"].rounds.place(forged)
 
 
+def test_another_scientists_submission_of_the_same_plan_is_not_covered(rooms: Strongrooms) -> None:
+    other = Ed25519PrivateKey.generate()
+    code = template.code_digest(template.render(sign(rooms.plan, other)))
+    refused(rooms, SignatureInvalid, "signed by key", code=code, signer=other)
+    refused(rooms, NotApproved, "names code", code=code)
+
+
 def test_a_message_of_another_kind_is_refused(rooms: Strongrooms) -> None:
     with pytest.raises(MessageError, match="expected a signed RoundOrder"):
         rooms.guards["bank"].rounds.place(sign(rooms.plan, rooms.key))

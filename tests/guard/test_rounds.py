@@ -13,11 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_privacy import template
 from fl_privacy.encryption.blind_sum import add_updates
 from fl_privacy.errors import (
     AlreadyOpened,
-    CiphertextInvalid,
     CohortMismatch,
     DigestMismatch,
     EncryptionError,
@@ -108,11 +106,11 @@ def test_a_receipt_states_the_ledger_and_is_signed_by_its_owner(trained: Round) 
 
 
 def test_a_replayed_round_is_refused(trained: Round) -> None:
-    """Another order for the same round and attempt, here with another (valid) encoding of its signature, is a replay."""
+    """A second, different order for a round and attempt that was admitted before."""
     bank = trained.rooms.guards["bank"]
     before = bank.home.ledger.statement()
     for changes in ({"weights": (200, 200, 100)}, {"model": "cd" * 32}):
-        with pytest.raises(OrderRefused):
+        with pytest.raises(OrderRefused, match="is not after round 0 attempt 0"):
             bank.rounds.place(trained.rooms.order(**changes))
     assert bank.home.ledger.statement() == before
 
@@ -185,7 +183,6 @@ def test_a_wrong_sum_is_found_and_closes_the_order_for_good(tmp_path: Path, trai
         with pytest.raises(AlreadyOpened):
             guard.rounds.open(trained.request())
         guard.close()
-    assert CiphertextInvalid.__mro__[1] is EncryptionError
 
 
 def test_a_worker_killed_in_training_fails_the_order_and_keeps_the_spend(rooms: Strongrooms) -> None:
@@ -232,7 +229,3 @@ def test_attempts_beyond_those_paid_for_are_refused(rooms: Strongrooms) -> None:
         bank.rounds._reserve(RoundOrder.parse(signed.body).digest(), signed, rooms.plan.digest(), _spend(rooms))
     with pytest.raises(OrderRefused, match="have been used"):
         bank.rounds.place(rooms.order(attempt=9))
-
-
-def test_the_template_of_another_scientist_does_not_open_the_door(rooms: Strongrooms) -> None:
-    assert template.code_digest(rooms.code) == rooms.guards["bank"].approvals.all()[0].code
