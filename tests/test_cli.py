@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 
@@ -115,3 +119,18 @@ def test_a_bad_federation_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "pw").chmod(0o600)
     result = run("corpora", "--federation", file)
     assert "ConnectionFailed: the datasite of bank at http://127.0.0.1:1 does not answer" in result.output
+
+
+def test_a_served_owner_ends_on_sigterm_with_all_that_it_started(tmp_path: Path) -> None:
+    home = tmp_path / "clinic"
+    run("owner", "init", "--home", home, "--domain", write_domain(tmp_path, "clinic"))
+    command = [sys.executable, "-m", "fl_privacy", "owner", "serve", "--home", str(home)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        assert served.stdout is not None
+        assert "clinic answers at http://127.0.0.1:" in served.stdout.readline()
+        started = psutil.Process(served.pid).children(recursive=True)
+        served.send_signal(signal.SIGTERM)
+        assert served.wait(60) == 0
+    assert len(started) >= 3, "guard, datasite and its fork server at least"
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert alive == []

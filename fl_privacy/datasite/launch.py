@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Self
 
 import httpx
@@ -124,22 +124,6 @@ class Datasite:
             except httpx.HTTPError:
                 time.sleep(0.1)
         raise ConnectionFailed(f"the datasite of {self.owner} did not answer at {self.url} in time; see {self.log}")
-
-
-def serve_foreground(datasite: Datasite, timeout: float = 180.0) -> int:
-    """Run a datasite until it ends or this process is told to stop (SIGINT, SIGTERM); returns its exit status."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    former = signal.signal(signal.SIGTERM, leave)
-    try:
-        return datasite.start(timeout).wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        datasite.stop()
-        signal.signal(signal.SIGTERM, former)
 
 
 def _free_port(last: Path) -> int:

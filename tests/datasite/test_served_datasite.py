@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -303,25 +299,3 @@ def test_a_restart_keeps_account_approval_and_address_and_leaves_no_process(data
     again = Desk.login("alba", address, invited[0].upper(), invited[1])
     assert again.request_state(request_id).status == "approved"
     assert again.run(function, train(40), timeout=120)["kind"] == "RoundOrder"
-
-
-FOREGROUND = """
-import pathlib, sys
-from fl_privacy.datasite.launch import Datasite, serve_foreground
-sys.exit(serve_foreground(Datasite(pathlib.Path(sys.argv[1]), "alba", pathlib.Path(sys.argv[2]))))
-"""
-
-
-def test_the_foreground_datasite_ends_on_sigterm_with_all_that_it_started(guard_socket, tmp_path):
-    site = Datasite(tmp_path / "alba", "alba", guard_socket)
-    command = [sys.executable, "-c", FOREGROUND, str(site.home), str(guard_socket)]
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}) as foreground:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (running := psutil.Process(foreground.pid).children(recursive=True)):
-            time.sleep(0.05)
-        foreground.send_signal(signal.SIGTERM)
-        assert foreground.wait(30) == 0
-    assert running
-    assert survivors(running) == []
-    with pytest.raises(ConnectionFailed):
-        Desk.login("alba", site.url, "ada@lab.example.org", "x")
