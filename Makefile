@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format base constraints clean
+.PHONY: help install demo test test-slow check format crash-matrix bench base constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +20,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: $(STAMP)  ## three owners, one scientist, one private training run; leaves runs/demo
 	$(BIN)/python domains/demo.py --out runs/demo
 
-test: $(STAMP)  ## all tests but the slow ones, in random order
-	$(BIN)/python -m pytest -m "not slow"
+test: $(STAMP)  ## all tests but the slow ones, in random order, in two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the slow tests only
 	$(BIN)/python -m pytest -m slow
@@ -34,6 +34,12 @@ check: $(STAMP)  ## ruff and mypy
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+crash-matrix: $(STAMP)  ## kill a guard and fill its disk at every durable step (many minutes); one line a point
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.durability
+
+bench: $(STAMP)  ## the secure sum against CKKS: bytes, time, exactness
+	$(BIN)/python benchmarks/secure_sum.py --quick
 
 base: $(STAMP)  ## reproduce the public base model that the demo starts from
 	$(BIN)/python domains/public/pretrain.py

@@ -29,7 +29,8 @@ from fl_privacy.errors import FlPrivacyError
 from fl_privacy.guard.corpus import add_corpus, load_rows
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.learning.models import ModelBundle
-from fl_privacy.owner import Owner, export_ledger
+from fl_privacy.owner import Owner
+from fl_privacy.owner_files import export_ledger
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.audit import AuditResult, audit_export
 from fl_privacy.scientist.federation import Federation, Login
@@ -102,14 +103,16 @@ def prepare_owner(folder: Path, name: str, rows: int) -> Owner:
 
 
 def enrol(owners: dict[str, Owner], out: Path, stack: contextlib.ExitStack) -> Federation:
-    """Owners exchange identity cards among themselves; the scientist only carries the sealed keys."""
+    """Owners exchange identity cards among themselves; the scientist carries signatures and sealed keys."""
     cards = [owner.card() for owner in owners.values()]
     console.print(display.fingerprints(build_registry(cards)))
     for owner in owners.values():
         owner.enrol(cards)
     logins = [Login(name, owner.datasite.url, EMAIL, owner.invite("scientist", EMAIL)) for name, owner in owners.items()]
     federation = stack.enter_context(Federation.connect(out / "scientist", logins))
-    console.print(f"  {federation.relay_keys()} sealed keys carried by the scientist, who cannot read them")
+    relayed = federation.relay_keys()
+    console.print(f"  the scientist carried {relayed.signatures} signatures of the registry and {relayed.keys} sealed keys,")
+    console.print("  and could neither forge the ones nor read the others")
     return federation
 
 

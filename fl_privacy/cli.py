@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fl_privacy.cli_ledger import audit, ledger_app
+from fl_privacy.cli_owner import FILE, home_option, owner_app
+from fl_privacy.cli_verify import sums_app
 from fl_privacy.errors import FlPrivacyError
 
-FILE = click.Path(path_type=Path)
-home_option = click.option(
-    "--home",
-    "-H",
-    type=FILE,
-    default=".",
-    envvar="FL_PRIVACY_HOME",
-    show_default=True,
-    show_envvar=True,
-    help="The owner's folder.",
-)
 federation_option = click.option(
     "--federation",
     "-f",
@@ -48,13 +38,14 @@ def app() -> None:
     """Federated training of language models on text that may not be shared.
 
     An owner runs `owner`, `corpus`, `requests` and `ledger`; a scientist runs `corpora`, `submit` and `train`; an auditor
-    runs `ledger verify`.
+    runs `audit` and `sums verify`.
     """
 
 
-@app.group("owner")
-def owner_app() -> None:
-    """Run a data owner: its guard (strong room) and its datasite (front desk)."""
+app.add_command(owner_app)
+app.add_command(ledger_app)
+app.add_command(sums_app)
+app.add_command(audit)
 
 
 @app.group("corpus")
@@ -64,94 +55,7 @@ def corpus_app() -> None:
 
 @app.group("requests")
 def requests_app() -> None:
-    """What scientists ask of this owner: read, approve, deny."""
-
-
-@app.group("ledger")
-def ledger_app() -> None:
-    """The owner's privacy ledger: what was spent, and proof of it."""
-
-
-@owner_app.command("init")
-@home_option
-@click.option(
-    "--domain", type=FILE, default="domain.toml", show_default=True, help="domain.toml: name, title, budget and policy."
-)
-def owner_init(home: Path, domain: Path) -> None:
-    """Make a new owner's folder: fresh keys, an empty ledger with the budget of domain.toml."""
-    from fl_privacy.display import console
-    from fl_privacy.owner import Owner
-
-    made = Owner.init(home, domain)
-    console.print(f"{made.name} is ready in {made.home}. Next: fl-privacy corpus add FILE --home {home}")
-
-
-@owner_app.command("serve")
-@home_option
-@click.option("--port", type=int, default=0, help="Port of the datasite; a free one by default.")
-def owner_serve(home: Path, port: int) -> None:
-    """Run guard and datasite on 127.0.0.1 until Ctrl-C."""
-    from fl_privacy.display import console
-    from fl_privacy.owner import Owner
-
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with Owner(home, port or None) as owner:
-        console.print(f"{owner.name} answers at {owner.datasite.url}; stop with Ctrl-C")
-        try:
-            owner.datasite.wait()
-        except KeyboardInterrupt:
-            console.print("stopping")
-
-
-@owner_app.command("status")
-@home_option
-def owner_status(home: Path) -> None:
-    """Show keys, corpus, budget and decisions of a running owner."""
-    from fl_privacy.display import console, status
-    from fl_privacy.owner import Owner
-
-    console.print(status(Owner.running(home).guard.call("GET", "/v1/status")))
-
-
-@owner_app.command("card")
-@home_option
-def owner_card(home: Path) -> None:
-    """Print this owner's signed identity card as JSON; send it to the other owners."""
-    from fl_privacy.encryption.keys import Identity
-    from fl_privacy.guard.domain import Domain
-
-    guard = home / "guard"
-    click.echo(Identity.load(guard / "keys").card(Domain.read(guard / "domain.toml").owner).canonical().decode())
-
-
-@owner_app.command("enrol")
-@click.argument("cards", type=FILE, nargs=-1, required=True)
-@home_option
-@click.option("--yes", is_flag=True, help="The fingerprints have been compared already.")
-def owner_enrol(cards: tuple[Path, ...], home: Path, yes: bool) -> None:
-    """Join the other owners, after comparing their fingerprints by telephone or in person."""
-    from fl_privacy.display import console, fingerprints
-    from fl_privacy.encryption.registry import build_registry
-    from fl_privacy.messages import Signed
-    from fl_privacy.owner import Owner
-
-    signed = [Signed.parse(path.read_bytes()) for path in cards]
-    console.print(fingerprints(build_registry(signed)))
-    if not yes:
-        click.confirm("Do these fingerprints match what each owner reads out?", abort=True)
-    answer = Owner.running(home).enrol(signed)
-    console.print(f"enrolled in registry {answer['registry'][:16]}…")
-
-
-@owner_app.command("invite")
-@click.argument("name")
-@click.argument("email")
-@home_option
-def owner_invite(name: str, email: str, home: Path) -> None:
-    """Create a scientist's account; prints the generated password once."""
-    from fl_privacy.owner import Owner
-
-    click.echo(Owner.running(home).invite(name, email))
+    """What scientists ask of this owner: read, approve, deny, revoke."""
 
 
 @corpus_app.command("add")
@@ -159,15 +63,18 @@ def owner_invite(name: str, email: str, home: Path) -> None:
 @home_option
 @click.option("--mock", type=FILE, help="Rows that you publish for scientists to look at.")
 @click.option("--field", default="text", show_default=True, help="Name of the text field or column.")
-def corpus_add(file: Path, home: Path, mock: Path | None, field: str) -> None:
+@click.option("--subject-field", help='Field or column that says whom a row is about; with budget.unit = "subject".')
+def corpus_add(file: Path, home: Path, mock: Path | None, field: str, subject_field: str | None) -> None:
     """Copy a corpus into the strong room. Stop `owner serve` first."""
     from fl_privacy.display import console
     from fl_privacy.guard.corpus import add_corpus, load_rows
     from fl_privacy.guard.home import GuardHome
 
     with GuardHome(home / "guard") as guard:
-        card = add_corpus(guard, file, load_rows(mock) if mock else [], field)
-    console.print(f"{card.owner}: about {card.declared_size:,} records (declared), {len(card.mock_rows)} mock rows published")
+        card = add_corpus(guard, file, load_rows(mock) if mock else [], field, subject_field)
+    console.print(
+        f"{card.owner}: about {card.declared_size:,} {card.unit}s (declared), {len(card.mock_rows)} mock rows published"
+    )
 
 
 @requests_app.command("list")
@@ -195,11 +102,12 @@ def requests_review(number: int, home: Path) -> None:
 @requests_app.command("approve")
 @click.argument("number", type=int)
 @home_option
-def requests_approve(number: int, home: Path) -> None:
-    """Approve request NUMBER: exactly this plan, code, corpus and scientist's key."""
+@click.option("--days", type=click.IntRange(1, 36_500), help="How long orders are admitted; by default policy.approval_days.")
+def requests_approve(number: int, home: Path, days: int | None) -> None:
+    """Approve request NUMBER: exactly this plan, code, corpus, scientist's key and installed package."""
     from fl_privacy.owner import Owner
 
-    Owner.running(home).approve(number)
+    Owner.running(home).approve(number, days)
     click.echo(f"request {number} is approved")
 
 
@@ -215,35 +123,16 @@ def requests_deny(number: int, reason: str, home: Path) -> None:
     click.echo(f"request {number} is denied")
 
 
-@ledger_app.command("show")
+@requests_app.command("revoke")
+@click.argument("number", type=int)
+@click.option("--reason", required=True, help="What the scientist is told.")
 @home_option
-def ledger_show(home: Path) -> None:
-    """Show every entry of the ledger, after checking its chain and signatures."""
-    from fl_privacy.display import console, ledger
-    from fl_privacy.owner import read_ledger
+def requests_revoke(number: int, reason: str, home: Path) -> None:
+    """Take the approval of request NUMBER back at once: its training ends, its sums stay shut; what is spent stays spent."""
+    from fl_privacy.owner import Owner
 
-    console.print(ledger(*read_ledger(home)))
-
-
-@ledger_app.command("export")
-@click.argument("file", type=FILE)
-@home_option
-def ledger_export(file: Path, home: Path) -> None:
-    """Write the signed entries to FILE (JSON lines) for an auditor; prints the owner's public key."""
-    from fl_privacy.owner import export_ledger
-
-    click.echo(export_ledger(home, file))
-
-
-@ledger_app.command("verify")
-@click.argument("file", type=FILE)
-@click.option("--key", required=True, help="The owner's public signing key, in hex (see `owner status`).")
-def ledger_verify(file: Path, key: str) -> None:
-    """Verify an export: chain, signatures, and epsilon recomputed by an independent accountant."""
-    from fl_privacy.display import audit, console
-    from fl_privacy.privacy.audit import audit_export
-
-    console.print(audit(audit_export(file, key)))
+    Owner.running(home).revoke(number, reason)
+    click.echo(f"request {number} is revoked")
 
 
 @app.command("corpora")
@@ -260,7 +149,7 @@ def corpora_show(federation: Path) -> None:
 @click.argument("plan_file", type=FILE, metavar="PLAN.toml")
 @federation_option
 def submit(plan_file: Path, federation: Path) -> None:
-    """Scientist: pass the owners' sealed keys on and ask every owner of PLAN.toml for approval."""
+    """Scientist: pass the owners' signatures and sealed keys on, and ask every owner of PLAN.toml for approval."""
     from fl_privacy.display import console
     from fl_privacy.scientist.files import read_plan
 
@@ -283,6 +172,7 @@ def train(plan_file: Path, federation: Path, out: Path, validation: Path | None)
 
     plan, bundle = read_plan(plan_file)
     with _connected(federation) as connected, LiveRounds(plan.rounds) as live:
+        connected.relay_keys()  # the owners may have changed their registry since the plan was submitted
         texts = read_texts(validation) if validation else connected.mock_rows(plan)
         history = connected.run(plan, bundle, texts, out, watcher=live)
     console.print(rounds(history.rounds, history.accuracy_before))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
-from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.syntax import Syntax
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 from rich.text import Text
 
+from fl_privacy.display_review import review as review
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import RoundFailed
 from fl_privacy.messages import CorpusCard, LedgerStatement
@@ -21,8 +21,10 @@ from fl_privacy.scientist.history import RoundRecord, Watcher
 
 WIDTH = 118  # where the output is not a terminal that knows its own
 if TYPE_CHECKING:
+    from fl_privacy.encryption.evidence import Verdict
     from fl_privacy.privacy.audit import AuditResult
     from fl_privacy.privacy.entries import LedgerEntry
+    from fl_privacy.privacy.report import AuditReport
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
@@ -40,36 +42,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 def corpora(cards: Mapping[str, Sequence[CorpusCard]], mock_rows: int = 2) -> Table:
     """What the owners offer: declared sizes and a few mock rows."""
     drawn = Table(title="Corpora (mock rows are published by the owners; private rows never leave)", title_justify="left")
-    for column in ("owner", "title", "records", "mock rows"):
-        drawn.add_column(column, justify="right" if column == "records" else "left", overflow="fold")
+    for column in ("owner", "title", "size", "mock rows"):
+        drawn.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
     for owner, offered in cards.items():
         for card in offered:
-            drawn.add_row(owner, card.title, f"~{card.declared_size:,}", "\n".join(card.mock_rows[:mock_rows]))
+            drawn.add_row(owner, card.title, f"~{card.declared_size:,} {card.unit}s", "\n".join(card.mock_rows[:mock_rows]))
     return drawn
-
-
-def review(number: int, email: str, report: Mapping[str, Any], code: bool = True) -> Panel:
-    """A request as its owner reads it: words, code, and the forecast of epsilon."""
-    forecast = table(
-        f"Forecast of epsilon (upper bound, one record, delta {report['delta']:g})",
-        ["after", "epsilon", "left of budget"],
-        [
-            ("now", f"{report['epsilon_now']:.3f}", f"{report['epsilon_budget'] - report['epsilon_now']:.3f}"),
-            *(
-                (f"round {index}", f"{value:.3f}", f"{report['epsilon_budget'] - value:.3f}")
-                for index, value in enumerate(report["epsilon_by_round"], start=1)
-            ),
-        ],
-    )
-    noise = f"noise multiplier {report['noise_multiplier']:.4f}, sample rate {report['sample_rate']:.4f}"
-    verdict = Text("Verdict: the code is the vetted template; " + noise, style="green")
-    if report["objection"]:
-        verdict = Text(f"Verdict: do not approve: {report['objection']}", style="bold red")
-    parts: list[Any] = [*(Text(f"- {line}") for line in report["words"]), forecast]
-    if code:
-        parts.append(Syntax(_shortened(report["code"]), "python", word_wrap=True))
-    parts.append(verdict)
-    return Panel(Group(*parts), title=f"Request {number} from {email}: {report['plan']['name']}", title_align="left")
 
 
 def status(told: Mapping[str, Any]) -> Table:
@@ -78,19 +56,32 @@ def status(told: Mapping[str, Any]) -> Table:
         ("owner", f"{told['owner']} ({told['title']})"),
         ("fingerprint", told["fingerprint"]),
         ("signing key", told["signing_key"]),
-        ("enrolled", "yes" if told["enrolled"] else "no"),
-        ("encryption key", "held" if told["encryption_key"] else "not yet received"),
-        *(("corpus", f"about {card['declared_size']:,} records, {card['corpus'][:16]}…") for card in told["corpora"]),
-        ("epsilon spent / budget", f"{told['epsilon_spent']:.3f} / {told['epsilon_budget']:.3f} at delta {told['delta']:g}"),
+        ("registry", _registry_in_words(told["registry"])),
+        *((f"{scheme} encryption key", f"{name[:16]}…") for scheme, name in told["keys"].items()),
+        *(("corpus", f"about {card['declared_size']:,} {card['unit']}s, {card['corpus'][:16]}…") for card in told["corpora"]),
+        ("state", "works" if told["paused"] is None else f"PAUSED: {told['paused']}"),
+        ("epsilon spent / budget", _budget_in_words(told)),
         ("ledger", f"{told['ledger_entries']} entries"),
-        *((f"plan {item['plan']}", f"{item['verdict']} {item['reason']}".strip()) for item in told["decisions"]),
+        ("training workers", ", ".join(f"{part} {how}" for part, how in told["sandbox"].items())),
+        ("installed package", f"{told['package'][:16]}…"),
+        *((f"plan {item['plan']}", _decision_in_words(item)) for item in told["decisions"]),
     ]
     return table("Owner", ["", ""], rows)
 
 
-def fingerprints(registry: Registry) -> Table:
-    """What owners read to each other out of band."""
-    return table("Fingerprints", ["owner", "fingerprint"], [(card.owner, card.fingerprint) for card in registry.cards])
+def fingerprints(registry: Registry, before: Registry | None = None) -> Table:
+    """What owners read to each other out of band, and what has changed since the registry ``before``."""
+    title, columns = f"Registry {registry.serial}: fingerprints", ["owner", "fingerprint"]
+    rows = [[card.owner, card.fingerprint] for card in registry.cards]
+    if before is not None and before != registry:
+        changes = registry.changes_since(before)
+        title, columns = f"{title}, with a fresh encryption key", [*columns, f"since registry {before.serial}"]
+        rows += [[owner, "", ""] for owner, change in changes.items() if change == "left"]
+        rows = [[owner, digits, changes.get(owner, "")] for owner, digits, *_ in sorted(rows)]
+    drawn = table(title, columns, rows)
+    drawn.add_section()
+    drawn.add_row("all of it", registry.fingerprint)
+    return drawn
 
 
 def request_list(requests: Sequence[Any]) -> Table:
@@ -109,25 +100,83 @@ def ledger(entries: Sequence[LedgerEntry], statement: LedgerStatement) -> Group:
         cost = f"σ {spend['noise_multiplier']:g}, q {spend['sample_rate']:.4g}, {spend['steps']} steps" if spend else ""
         when = datetime.fromtimestamp(entry.time, UTC).isoformat(" ", "seconds")
         epsilon = f"{event['epsilon']:.3f}" if "epsilon" in event else ""
-        rows.append((entry.seq, when, event["kind"], order, cost, epsilon))
+        what = f"{event['name']} {event['verdict']}" if event["kind"] == "decision" else cost
+        rows.append((entry.seq, when, event["kind"], order, what, epsilon))
     total = f"epsilon {statement.epsilon_spent:.3f} of {statement.epsilon_budget:.3f} at delta {statement.delta:g}"
+    if statement.period_days is not None:
+        total = (
+            f"epsilon {statement.epsilon_in_period:.3f} of {statement.epsilon_budget:.3f} in the last {statement.period_days}"
+            f" days, {statement.epsilon_spent:.3f} in total, which nothing bounds, at delta {statement.delta:g}"
+        )
     head = f"unit: one {statement.unit}; accountant: {statement.accountant}; head {statement.head}"
-    return Group(table("Ledger", ["entry", "time", "kind", "order", "spend", "epsilon"], rows), Text(f"{total}; {head}"))
+    return Group(table("Ledger", ["entry", "time", "kind", "order", "what", "epsilon"], rows), Text(f"{total}; {head}"))
+
+
+def sums(verdicts: Sequence[Verdict]) -> Group:
+    """What the evidence of each round proves, and of which rounds there is none."""
+    rows = []
+    for verdict in verdicts:
+        found = verdict.found
+        told = ("", "", "", "", f"FALSE: {type(verdict.error).__name__}")
+        if found:
+            added = f"{found.bytes_added / 1e6:.2f}"
+            told = (str(found.attempt), ", ".join(found.cohort), added, ", ".join(found.openers), "true")
+        rows.append((verdict.folder.name, *told))
+    names = {verdict.folder.name for verdict in verdicts}
+    gaps = [name for name in (f"{index:03d}" for index in range(int(max(names)))) if name not in names]
+    note = f"no evidence of round {', '.join(gaps)}: skipped, or taken away" if gaps else ""
+    drawn = table("Sums, added again", ["round", "attempt", "cohort", "MB added", "opened by", "verdict"], rows)
+    return Group(drawn, Text(note)) if note else Group(drawn)
+
+
+def watched(folders: Sequence[Path]) -> Iterable[Path]:
+    """Round folders one by one, under a progress bar."""
+    return track(folders, "rounds", console=console, transient=True)
 
 
 def audit(result: AuditResult) -> Table:
     """What an export proves."""
+    period = f" within {result.period_days} days (the total has no bound)" if result.period_days else ""
     rows = [
         ("owner", result.owner),
         ("entries", result.entries),
         ("chain and signatures", "verified"),
         (f"epsilon by the ledger ({result.accountant})", f"{result.epsilon_ledger:.4f}"),
         ("epsilon recomputed (dp-accounting PLD)", f"{result.epsilon_recomputed:.4f}"),
-        ("budget", f"{result.budget:.4f} at delta {result.delta:g}, unit: one {result.unit}"),
+        ("budget", f"{result.budget:.4f}{period} at delta {result.delta:g}, unit: one {result.unit}"),
         ("head", result.head),
         ("findings", "; ".join(result.findings) or "none"),
     ]
     return table("Audit", ["", ""], rows)
+
+
+def audit_report(report: AuditReport) -> Group:
+    """An audit of several ledgers: figures, findings, and what was not verified."""
+    rows = []
+    for owner in report.owners:
+        opacus = "none" if owner.epsilon_opacus is None else f"{owner.epsilon_opacus:.4f} {owner.accountant}"
+        budget = f"{owner.budget:.4f}" + (f" per {owner.period_days} days" if owner.period_days else "")
+        entries = f"{owner.entries} of {owner.entries_given}"
+        confirmed = ", ".join(f"{by} to {last}" for by, last in owner.countersigned.items()) or "nobody"
+        figures = (f"{owner.epsilon_signed:.4f}", opacus, f"{owner.epsilon_pld:.4f} PLD", budget)
+        rows.append((owner.owner, f"one {owner.unit}, {owner.delta:g}", *figures, entries, confirmed))
+    columns = [
+        "owner",
+        "unit, delta",
+        "epsilon signed",
+        "Opacus",
+        "dp-accounting",
+        "budget",
+        "entries verified",
+        "confirmed by",
+    ]
+    parts: list[Any] = [table("Ledgers (epsilon: total, upper bound)", columns, rows)]
+    for finding in report.findings:
+        parts.append(Text(f"FOUND {finding.place}: [{finding.kind}] {finding.what}", style="red"))
+    if not report.findings:
+        parts.append(Text("no findings", style="green"))
+    parts += [Text("not verified:"), *(Text(f"- {words}") for words in report.not_verified)]
+    return Group(*parts)
 
 
 def rounds(records: Sequence[RoundRecord], before: float | None = None) -> Table:
@@ -138,7 +187,9 @@ def rounds(records: Sequence[RoundRecord], before: float | None = None) -> Table
     if before is not None:
         rows.append(["base", f"{before:.2%}", *([""] * (len(columns) - 2))])
     for record in records:
-        spends = [f"{record.spends[owner].epsilon:.2f} / {record.spends[owner].budget:.2f}" for owner in owners]
+        spends = [
+            f"{spend.epsilon:.2f} / {spend.budget:.2f}" if (spend := record.spends.get(owner)) else "-" for owner in owners
+        ]
         seconds = [record.seconds_training, record.seconds_crypto, record.seconds_transport]
         mega = [f"{record.bytes_up / 1e6:.2f}", f"{record.bytes_down / 1e6:.2f}"]
         rows.append([str(record.round + 1), f"{record.accuracy:.2%}", *spends, *mega, *(f"{s:.1f}" for s in seconds)])
@@ -179,10 +230,20 @@ class LiveRounds(Watcher):
         )
         self.round = record.round + 2
 
-    def round_failed(self, error: RoundFailed, retries_left: int) -> None:
+    def round_failed(self, error: RoundFailed, attempts_left: int) -> None:
         """Say who failed and what happens next."""
         self._clear()
-        console.print(f"  {error}; {'trying again' if retries_left else 'no retry is left'}", style="red")
+        console.print(f"  {error}; {'trying again' if attempts_left else 'no attempt is left'}", style="red")
+
+    def round_skipped(self, round_index: int, failures: Sequence[Mapping[str, str]]) -> None:
+        """Say that the model stays, and that what was spent is spent."""
+        owners = ", ".join(sorted({owner for attempt in failures for owner in attempt}))
+        console.print(
+            f"  round {round_index + 1}/{self.total_rounds} is skipped after {len(failures)} attempts (failed: {owners});"
+            " the model stays as it is, and what the owners spent stays in their ledgers",
+            style="bold red",
+        )
+        self.round = round_index + 2
 
     def _clear(self) -> None:
         for task in self._tasks.values():
@@ -190,6 +251,33 @@ class LiveRounds(Watcher):
         self._tasks.clear()
 
 
-def _shortened(code: str, width: int = 220) -> str:
-    cut = "… (the signed plan, shown in words above)"
-    return "\n".join(line if len(line) <= width else line[:width] + cut for line in code.splitlines())
+def jobs(found: Sequence[Mapping[str, Any]]) -> Table:
+    """The guard's orders, the newest first."""
+    columns = ["plan", "order", "scientist", "round", "attempt", "state", "step", "seconds"]
+    rows = []
+    for job in found:
+        where = (job["order"][:12], f"{job['scientist'][:12]}…", job["round"] + 1, job["attempt"] + 1)
+        rows.append((job["plan"], *where, job["state"], f"{job['step']}/{job['steps']}", f"{job['seconds']:.0f}"))
+    return table("Jobs", columns, rows)
+
+
+def _budget_in_words(told: Mapping[str, Any]) -> str:
+    end = f"{told['epsilon_budget']:.3f} at delta {told['delta']:g} for one {told['unit']}"
+    if told["period_days"] is None:
+        return f"{told['epsilon_spent']:.3f} / {end}"
+    in_all = f"{told['epsilon_spent']:.3f} in total, which nothing bounds"
+    return f"{told['epsilon_in_period']:.3f} / {end} in {told['period_days']} days; {in_all}"
+
+
+def _decision_in_words(item: Mapping[str, Any]) -> str:
+    until = ""
+    if item["verdict"] == "approved" and item["expires"] is not None:
+        until = f" until {datetime.fromtimestamp(item['expires'], UTC):%Y-%m-%d %H:%M} UTC"
+    return f"{item['verdict']}{until} {item['reason']}".strip()
+
+
+def _registry_in_words(told: Mapping[str, Any] | None) -> str:
+    if told is None:
+        return "not enrolled yet"
+    waiting = f"not yet signed by {', '.join(told['waiting_for'])}" if told["waiting_for"] else "signed by all"
+    return f"{told['serial']} ({told['digest'][:16]}…), {waiting}: {', '.join(told['owners'])}"

@@ -7,11 +7,14 @@ FlPrivacyError
  ├─ PrivacyError            the privacy asked for cannot be given
  ├─ MessageError            a message between parties is malformed
  │   ├─ SignatureInvalid    ... or not signed by whom it should be
- │   └─ DigestMismatch      ... or its bytes are not the ones that were announced
+ │   ├─ DigestMismatch      ... or its bytes are not the ones that were announced
+ │   └─ TooLarge            ... or larger than its reader takes
  ├─ AdmissionError          an owner's guard refuses an order
- │   ├─ NotApproved         the plan (or code, corpus, key) is not what the owner approved
- │   ├─ RequestDenied       the owner said no; carries the reason
+ │   ├─ NotApproved         plan, code, corpus, key, installed package or date are not what the owner approved
+ │   ├─ RequestDenied       the owner said no, or revoked its approval; carries the reason
  │   ├─ OrderRefused        out of schedule, replayed, or in conflict with an earlier order
+ │   │   └─ PolicyRefused   ... or outside what the owner's domain.toml allows; names the line
+ │   ├─ DatasitePaused      the owner has paused the whole datasite; carries the reason
  │   ├─ CohortTooSmall      fewer owners than can hide one update in a sum
  │   └─ OrderFailed         the order was admitted and paid, then failed; a new attempt is needed
  ├─ LedgerError             the privacy ledger cannot be used
@@ -27,6 +30,7 @@ FlPrivacyError
  ├─ HomeError               an owner's or scientist's folder is missing, locked or open to others
  ├─ ConnectionFailed        a guard or datasite does not answer
  ├─ CredentialsRefused      wrong e-mail, password or account
+ ├─ TooManyRequests         more requests, or wrong log-ins, than a datasite answers; says when to try again
  ├─ OwnerFailed             one owner could not finish its part; names the owner and why
  └─ RoundFailed             a round ended without an opened sum; lists the owners' failures
 
@@ -69,20 +73,32 @@ class DigestMismatch(MessageError):
     """The bytes that arrived are not the ones that were announced."""
 
 
+class TooLarge(MessageError):
+    """A request, or all uploads of one key together, are larger than its reader takes."""
+
+
 class AdmissionError(FlPrivacyError):
     """An owner's guard refuses an order."""
 
 
 class NotApproved(AdmissionError):
-    """Plan, code, corpus or scientist's key differ from what the owner approved."""
+    """Plan, code, corpus, scientist's key or installed package differ from what the owner approved, or it has expired."""
 
 
 class RequestDenied(AdmissionError):
-    """The owner denied the request; the message carries the reason."""
+    """The owner denied the request or revoked its approval; the message carries the reason."""
 
 
 class OrderRefused(AdmissionError):
     """The order is out of schedule, replayed, or in conflict with an earlier one."""
+
+
+class PolicyRefused(OrderRefused):
+    """Outside what the owner's ``domain.toml`` allows, whatever was approved; the message names the line."""
+
+
+class DatasitePaused(AdmissionError):
+    """The owner has paused the whole datasite; the message carries the reason."""
 
 
 class CohortTooSmall(AdmissionError):
@@ -102,7 +118,11 @@ class BudgetExceeded(LedgerError):
 
 
 class LedgerTampered(LedgerError):
-    """An entry was edited, dropped, reordered, or signed by another key."""
+    """An entry was edited, dropped, reordered, or signed by another key; ``entry`` is its number where one is at fault."""
+
+    def __init__(self, message: str, entry: int | None = None) -> None:
+        super().__init__(message)
+        self.entry = entry
 
 
 class EncryptionError(FlPrivacyError):
@@ -143,6 +163,14 @@ class ConnectionFailed(FlPrivacyError):
 
 class CredentialsRefused(FlPrivacyError):
     """Wrong e-mail, password or account."""
+
+
+class TooManyRequests(FlPrivacyError):
+    """More requests, or wrong log-ins, than a datasite answers; ``wait`` is in seconds."""
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
 class OwnerFailed(FlPrivacyError):

@@ -17,6 +17,7 @@ from fl_privacy.errors import MessageError, SignatureInvalid
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]  # sha256, or a 32-byte public key
 OwnerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+PrivacyUnit = Literal["record", "subject"]  # who may be added or removed: one row, or everything of one person
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
 
 
@@ -57,54 +58,73 @@ class Signed(Message):
     signer: Digest
     signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
 
+    def body_digest(self) -> str:
+        """The digest of the message that was signed, over the very bytes: a later version of its class changes nothing."""
+        return hashlib.sha256(_tagged(self.kind, self.body.encode())).hexdigest()
+
 
 class TensorSpec(Message):
     """Name and shape of one tensor."""
 
     name: TensorName
-    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    shape: Annotated[tuple[Annotated[int, Field(ge=1, lt=2**31)], ...], Field(max_length=8)]
 
 
 class Encoding(Message):
-    """How an update becomes integers in a plaintext slot; public and the same for the whole cohort.
+    """How an update becomes integers in the coefficients of BFV plaintexts; public and the same for the whole cohort.
 
     A coordinate x is clipped to [-value_range, value_range], scaled to signed integers of ``value_bits`` bits, and placed in a
-    field of ``field_bits`` bits (head-room for the sum); ``fields_per_slot`` fields share one slot modulo a batching
-    prime of ``modulus_bits`` bits.
+    field of ``field_bits`` bits (head-room for the sum); ``fields_per_coefficient`` fields and a zero bit below them share one
+    coefficient modulo 2**modulus_bits.
     """
 
+    scheme: Literal["bfv"] = "bfv"
     value_range: Annotated[float, Field(gt=0)]
     value_bits: Annotated[int, Field(ge=2, le=16)]
     field_bits: Annotated[int, Field(ge=2, le=32)]
-    fields_per_slot: Annotated[int, Field(ge=1, le=16)]
+    fields_per_coefficient: Annotated[int, Field(ge=1, le=16)]
     modulus_bits: Annotated[int, Field(ge=20, le=60)]
+
+
+class CkksEncoding(Message):
+    """Coordinates as CKKS floats, clipped to [-value_range, value_range]. No masks exist for it; see ``encryption.ckks``."""
+
+    scheme: Literal["ckks"] = "ckks"
+    value_range: Annotated[float, Field(gt=0)]
 
 
 class RoundOrder(Message):
     """What the scientist orders from every owner of a cohort for one attempt at one round; its digest is R_t.
 
-    ``weights`` are the declared corpus sizes, in the order of ``cohort``; ``model`` is the sha256 of the safetensors blob.
+    R_t is bound into mask keys, check values, ciphertext headers and every signature of the round, so that nothing made for one
+    order is of use in another. ``key`` names the HE secret key that the owners share; ``weights`` are the declared corpus
+    sizes, in the order of ``cohort``; ``model`` is the sha256 of the safetensors blob.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     plan: Digest
     code: Digest
     registry: Digest
+    key: Digest
     round: Annotated[int, Field(ge=0)]
     attempt: Annotated[int, Field(ge=0)]
     model: Digest
-    tensors: tuple[TensorSpec, ...]
+    tensors: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
     cohort: tuple[OwnerName, ...]
     weights: tuple[Annotated[int, Field(ge=1)], ...]
-    encoding: Encoding
+    encoding: Annotated[Encoding | CkksEncoding, Field(discriminator="scheme")]
 
 
 class UpdateReceipt(Message):
-    """An owner's signed word for its encrypted update. Only hashes, public costs and the ledger's state."""
+    """An owner's signed word for its encrypted update. Only hashes, public costs and the ledger's state.
+
+    ``self_mask`` commits to the seed of the owner's self-mask (``encryption.agreement.commit``); None where there are no masks.
+    """
 
     order: Digest
     owner: OwnerName
     ciphertext: Digest
+    self_mask: Digest | None
     ciphertext_bytes: int
     training_seconds: float
     encryption_seconds: float
@@ -114,12 +134,46 @@ class UpdateReceipt(Message):
     ledger_head: Digest
 
 
-class OpenRequest(Message):
-    """The scientist's request to open one sum: the order, the whole cohort's receipts, the sha256 of the summed ciphertext."""
+class CloseRequest(Message):
+    """The scientist asks an owner to agree that these receipts are the whole cohort's and ``total`` is their sum (sha256)."""
 
     order: Signed
     receipts: tuple[Signed, ...]
     total: Digest
+
+
+class SurvivorList(Message):
+    """An owner's signed word that the order's whole cohort delivered exactly these ciphertexts, in the order of ``cohort``.
+
+    After signing it the owner never gives the same update to another sum. ``heads`` are the owners' ledger heads as their
+    receipts tell them: signing the list makes every owner a witness of all ledgers.
+    """
+
+    order: Digest
+    owner: OwnerName
+    ciphertexts: tuple[Digest, ...]
+    heads: tuple[Digest, ...]
+    total: Digest
+
+
+class RevealRequest(CloseRequest):
+    """The scientist asks an owner for its self-mask, showing that all owners signed the same survivor list."""
+
+    survivors: tuple[Signed, ...]
+
+
+class SelfMaskReveal(Message):
+    """An owner's self-mask seed b_k (hex), signed, revealed only for an order whose whole cohort signed one survivor list."""
+
+    order: Digest
+    owner: OwnerName
+    seed: Digest
+
+
+class OpenRequest(RevealRequest):
+    """The scientist asks an owner to open one sum: everything above, and every owner's self-mask."""
+
+    reveals: tuple[Signed, ...]
 
 
 class OpenedSum(Message):
@@ -143,21 +197,27 @@ class CorpusCard(Message):
     description: str
     corpus: Digest
     declared_size: Annotated[int, Field(ge=1)]
-    unit: Literal["record"] = "record"
+    unit: PrivacyUnit = "record"  # what declared_size counts, and who the ledger's epsilon is for
     mock_rows: tuple[str, ...]
 
 
 class LedgerStatement(Message):
-    """An owner's signed statement of its privacy ledger."""
+    """An owner's signed statement of its privacy ledger.
+
+    ``epsilon_spent`` is the total since the ledger began. With ``period_days`` the budget bounds only ``epsilon_in_period``,
+    what was reserved in the last so many days; nothing bounds the total. Without, the budget bounds the total.
+    """
 
     owner: OwnerName
     epsilon_spent: float
     epsilon_budget: float
     delta: float
-    unit: Literal["record"] = "record"
+    unit: PrivacyUnit = "record"
     accountant: Literal["prv", "rdp"]
     entries: int
     head: Digest
+    period_days: int | None = None
+    epsilon_in_period: float | None = None  # None without a period
 
 
 Some = TypeVar("Some", bound=Message)

@@ -10,22 +10,22 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from fl_privacy.datasite.front_desk import GUARD_SOCKET
 from fl_privacy.datasite.launch import Datasite
-from fl_privacy.encryption.keys import Identity
-from fl_privacy.errors import ConnectionFailed, HomeError, PlanError
+from fl_privacy.encryption.registry import Registry
+from fl_privacy.errors import ConnectionFailed, FlPrivacyError, HomeError, OrderRefused, PlanError
 from fl_privacy.guard.client import FRONT_SOCKET, OWNER_SOCKET, GuardClient
 from fl_privacy.guard.domain import Domain
-from fl_privacy.messages import CorpusCard, LedgerStatement, Signed, public_hex
-from fl_privacy.privacy.entries import LedgerEntry
+from fl_privacy.messages import CorpusCard, Signed
 
 if TYPE_CHECKING:
     from fl_privacy.datasite.requests import CodeRequest
-    from fl_privacy.privacy.ledger import Ledger
 
 LONGEST_SOCKET_PATH = 100  # bytes; Unix sockets allow 107
 
@@ -40,7 +40,8 @@ class Owner:
         if len(os.fsencode(self.guard_home / OWNER_SOCKET)) > LONGEST_SOCKET_PATH:
             raise HomeError(f"the path {self.home} is too long for a Unix socket; choose a shorter folder")
         self.name = Domain.read(self.guard_home / "domain.toml").owner
-        self.datasite = Datasite(self.home / "datasite", self.name, self.guard_home / FRONT_SOCKET, port)
+        self.front_socket = Path(os.environ.get(GUARD_SOCKET) or self.guard_home / FRONT_SOCKET)
+        self.datasite = Datasite(self.home / "datasite", self.name, self.front_socket, port)
         self.guard = GuardClient(self.guard_home / OWNER_SOCKET)
         self.guard_process: subprocess.Popen[bytes] | None = None
         self._desk: Any = None
@@ -78,6 +79,8 @@ class Owner:
         """Start only the guard and wait until it answers."""
         with open(os.open(self.guard_home / "guard.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             command = [sys.executable, "-m", "fl_privacy.guard", str(self.guard_home)]
+            if self.front_socket.parent != self.guard_home:
+                command += ["--front-socket", str(self.front_socket)]
             self.guard_process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -112,20 +115,28 @@ class Owner:
         """Show the corpus's mock rows in Syft; the private side is only a reference."""
         from fl_privacy.datasite import accounts
 
-        cards = [
-            CorpusCard.model_validate(card) for card in GuardClient(self.guard_home / FRONT_SOCKET).call("GET", "/v1/corpora")
-        ]
+        cards = [CorpusCard.model_validate(card) for card in GuardClient(self.front_socket).call("GET", "/v1/corpora")]
         accounts.publish_corpus(self.desk, cards)
 
-    def enrol(self, cards: Sequence[Signed]) -> dict[str, Any]:
-        """Accept the owners whose fingerprints were compared. Raises: SignatureInvalid, OrderRefused."""
-        body = json.dumps([card.model_dump(mode="json") for card in cards]).encode()
-        answer: dict[str, Any] = self.guard.call("POST", "/v1/enrol", body)
-        return answer
+    def propose(self, cards: Sequence[Signed] = (), serial: int | None = None, rotate: bool = False) -> Registry:
+        """The registry that ``enrol`` would sign, to be looked at first. Raises: what ``enrol`` raises."""
+        return self._registry("/v1/proposal", cards, serial, rotate)
+
+    def enrol(self, cards: Sequence[Signed] = (), serial: int | None = None, rotate: bool = False) -> Registry:
+        """Sign the registry of these owners, whose fingerprints were compared; see ``guard.enrolment``.
+
+        Args: serial is given by an owner that joins later; rotate asks for a fresh HE key, for the same owners without cards.
+        Raises: SignatureInvalid, MessageError, KeyMissing, OrderRefused.
+        """
+        return self._registry("/v1/enrol", cards, serial, rotate)
+
+    def _registry(self, path: str, cards: Sequence[Signed], serial: int | None, rotate: bool) -> Registry:
+        fields = {"cards": [card.model_dump(mode="json") for card in cards], "serial": serial, "rotate": rotate}
+        return Registry.model_validate(self.guard.call("POST", path, json.dumps(fields).encode()))
 
     def card(self) -> Signed:
         """The owner's signed identity card."""
-        return Signed.model_validate(GuardClient(self.guard_home / FRONT_SOCKET).call("GET", "/v1/info")["card"])
+        return Signed.model_validate(GuardClient(self.front_socket).call("GET", "/v1/info")["card"])
 
     @property
     def desk(self) -> Any:
@@ -160,13 +171,39 @@ class Owner:
         answer: dict[str, Any] = self.guard.call("POST", "/v1/review", _json(code=self.request(number).code))
         return answer
 
-    def approve(self, number: int) -> None:
-        """Approve a request: the guard first, whose word counts, then Syft. Raises: NotApproved."""
+    def approve(self, number: int, days: int | None = None) -> None:
+        """Approve a request, by default for the policy's ``approval_days``: the guard first, whose word counts, then Syft.
+
+        Raises: NotApproved.
+        """
         from fl_privacy.datasite import requests
 
         request = self.request(number)
-        self.guard.call("POST", "/v1/approve", _json(code=request.code))
+        self.guard.call("POST", "/v1/approve", _json(code=request.code, days=days))
         requests.approve(self.desk, request)
+
+    def approve_by_policy(self, skip: Collection[str] = ()) -> list[CodeRequest]:
+        """Approve what the guard's ``auto_approve_epsilon`` covers; returns all that was looked at, but for ids in ``skip``."""
+        from fl_privacy.datasite import requests
+
+        looked_at = [request for request in requests.pending(self.desk) if request.id not in skip]
+        for request in looked_at:
+            with contextlib.suppress(FlPrivacyError):  # then the owner decides
+                self.guard.call("POST", "/v1/approve-by-policy", _json(code=request.code))
+                requests.approve(self.desk, request)
+        return looked_at
+
+    def attend(self, every: float = 10.0) -> None:
+        """Block until the datasite ends; meanwhile look every so many seconds whether the policy approves a new request."""
+        if Domain.read(self.guard_home / "domain.toml").policy.auto_approve_epsilon is None:
+            self.datasite.wait()
+            return
+        waiting, seen = threading.Thread(target=self.datasite.wait, daemon=True), set[str]()
+        waiting.start()
+        while waiting.is_alive():
+            with contextlib.suppress(FlPrivacyError):  # the datasite may be about to end
+                seen.update(request.id for request in self.approve_by_policy(seen))
+            waiting.join(every)
 
     def deny(self, number: int, reason: str) -> None:
         """Deny a request; the scientist reads the reason. Foreign code is only noted in Syft: no plan can be read from it."""
@@ -177,28 +214,42 @@ class Owner:
             self.guard.call("POST", "/v1/deny", _json(code=request.code, reason=reason))
         requests.deny(self.desk, request, reason)
 
+    def revoke(self, number: int, reason: str) -> None:
+        """Take an approval back at once: the guard first, which ends its training and refuses its orders, then Syft.
 
-def read_ledger(home: Path) -> tuple[list[LedgerEntry], LedgerStatement]:
-    """All entries of an owner's ledger and its statement, verified; works beside a running guard. Raises: LedgerError."""
-    with contextlib.closing(_open_ledger(home)) as ledger:
-        return ledger.entries(), ledger.statement()
+        Raises: NotApproved when the guard has no approval of it.
+        """
+        from fl_privacy.datasite import requests
+
+        request = self.request(number)
+        self.guard.call("POST", "/v1/revoke", _json(code=request.code, reason=reason))
+        requests.deny(self.desk, request, reason)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The guard's latest orders, newest first; see ``guard.jobs``."""
+        answer: list[dict[str, Any]] = self.guard.call("GET", "/v1/jobs")
+        return answer
+
+    def stop_job(self, order: str, reason: str) -> None:
+        """End an order's training; ``order`` is its digest, or the beginning of just one. Raises: OrderRefused."""
+        found = [job["order"] for job in self.jobs() if job["order"].startswith(order)]
+        if len(found) != 1:
+            raise OrderRefused(f"{len(found)} orders begin with {order!r}; see `fl-privacy owner jobs`")
+        self.guard.call("POST", f"/v1/jobs/{found[0]}/stop", _json(reason=reason))
+
+    def pause(self, reason: str) -> None:
+        """Have the guard admit, close, reveal and open nothing until ``resume``, also after a restart."""
+        self.guard.call("POST", "/v1/pause", _json(reason=reason))
+
+    def resume(self) -> None:
+        """Go on after ``pause``."""
+        self.guard.call("POST", "/v1/resume")
+
+    def ledger(self) -> dict[str, Any]:
+        """``statement`` and all ``entries``, as the guard tells them; ``read_ledger`` verifies the file itself."""
+        answer: dict[str, Any] = self.guard.call("GET", "/v1/ledger")
+        return answer
 
 
-def export_ledger(home: Path, file: Path) -> str:
-    """Write the signed entries to a file for an auditor; returns the owner's public key. Raises: LedgerError."""
-    with contextlib.closing(_open_ledger(home)) as ledger:
-        ledger.export(file)
-    return public_hex(Identity.load(home / "guard" / "keys").signing_key)
-
-
-def _open_ledger(home: Path) -> Ledger:
-    from fl_privacy.privacy.ledger import Ledger
-
-    path = home / "guard" / "ledger.sqlite"
-    if not path.exists():
-        raise HomeError(f"{home} is not an owner's folder; create one with `fl-privacy owner init`")
-    return Ledger.open(path, Identity.load(home / "guard" / "keys").signing_key)
-
-
-def _json(**fields: str) -> bytes:
+def _json(**fields: str | int | None) -> bytes:
     return json.dumps(fields).encode()

@@ -18,6 +18,7 @@ from fl_privacy.errors import PlanError
 from fl_privacy.messages import Digest, Message, OwnerName, first_problem
 
 MINIMAL_COHORT = 3  # with two owners, each reads the other's update by subtracting its own from the sum
+ATTEMPTS_PER_ROUND = 3  # one and two repetitions; then the round is skipped
 MODEL_TYPES = ("bert",)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -39,12 +40,14 @@ class ModelSpec(Message):
     def _known_architecture(cls, text: str) -> str:
         try:
             config = json.loads(text)
-        except json.JSONDecodeError as problem:
+        except (json.JSONDecodeError, RecursionError) as problem:
             raise ValueError(f"not JSON: {problem}") from None
         if not isinstance(config, dict) or config.get("model_type") not in MODEL_TYPES:
             raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}")
-        if not isinstance(config.get("num_hidden_layers"), int) or config["num_hidden_layers"] < 1:
-            raise ValueError("num_hidden_layers must be a positive integer")
+        for field in ("num_hidden_layers", "max_position_embeddings"):
+            value = config.get(field, 512 if field == "max_position_embeddings" else None)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{field} must be a positive integer")
         return json.dumps(config, sort_keys=True, separators=(",", ":"))
 
     @property
@@ -65,13 +68,14 @@ class TrainingPlan(Message):
     version: Literal[1] = 1
     name: Name
     purpose: Annotated[str, StringConstraints(min_length=10, max_length=500)]
-    task: Literal["mlm"] = "mlm"
+    task: Literal["mlm", "custom"] = "mlm"
+    custom_task: Annotated[str, StringConstraints(max_length=10_000)] = ""  # source, see learning.custom_task
     model: ModelSpec
     owners: Annotated[tuple[OwnerName, ...], Field(max_length=100)]
     minimal_cohort: Annotated[int, Field(ge=MINIMAL_COHORT)] = MINIMAL_COHORT
 
     rounds: Annotated[int, Field(ge=1, le=1000)] = 5
-    retries: Annotated[int, Field(ge=0, le=100)] = 0  # attempts beyond one per round, already paid for in the noise
+    retries: Annotated[int, Field(ge=0, le=100)] = 0  # trainings beyond one per round, already paid for in the noise
     local_steps: Annotated[int, Field(ge=1, le=10_000)] = 20
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 512  # expected size of a Poisson batch
     trainable: Annotated[str, StringConstraints(pattern=r"^(all|head|layers:\d{1,3}-\d{1,3})$")] = "all"
@@ -91,6 +95,15 @@ class TrainingPlan(Message):
 
     update_range: Annotated[float, Field(gt=0, le=10)] = 0.05  # public bound on each coordinate of local - global
     update_bits: Annotated[int, Field(ge=4, le=12)] = 8
+    encryption: Literal["bfv", "ckks"] = "bfv"  # ckks: float sums without masks, which owners must allow by policy
+
+    @field_validator("custom_task")
+    @classmethod
+    def _readable(cls, source: str) -> str:
+        # Invisible and direction-changing characters could show an owner another text than the one that runs.
+        if not all(line.isprintable() for line in source.split("\n")):
+            raise ValueError("only printable characters and line feeds; write others as escapes, indent with spaces")
+        return source
 
     @model_validator(mode="after")
     def _no_conflict(self) -> Self:
@@ -98,6 +111,8 @@ class TrainingPlan(Message):
             raise ValueError("owners: a name appears twice")
         if len(self.owners) < self.minimal_cohort:
             raise ValueError(f"owners: {len(self.owners)} named, minimal_cohort is {self.minimal_cohort}")
+        if (self.task == "custom") != bool(self.custom_task):
+            raise ValueError('custom_task: its source is needed with task = "custom", and with no other task')
         if self.warmup_steps >= self.rounds * self.local_steps:
             raise ValueError(f"warmup_steps: {self.warmup_steps} leaves none of the {self.rounds * self.local_steps} steps")
         if self.layers and not self.layers[0] <= self.layers[1] < self.model.config["num_hidden_layers"]:

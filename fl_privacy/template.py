@@ -69,6 +69,20 @@ def signed_plan_of(code: str) -> Signed:
     return signed
 
 
+def expected_text(code: str) -> str:
+    """What the vetted template renders for the plan inside ``code``, or with a placeholder where no signed plan is found.
+
+    For comparison by people; the code may be anything.
+    """
+    try:
+        function = ast.parse(code[:LONGEST]).body[0]
+        if isinstance(function, ast.FunctionDef):
+            return render(Signed.parse(_plan_constant(function)))
+    except (SyntaxError, ValueError, IndexError, RecursionError, MemoryError, PlanError, MessageError):
+        pass  # no plan to be found in it
+    return _TEMPLATE.format(name="fl_round_<digest>", plan="<signed plan>")
+
+
 def _plan_constant(function: ast.FunctionDef) -> str:
     for statement in function.body:
         match statement:

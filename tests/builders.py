@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fl_privacy import template
+from fl_privacy.encryption.keys import key_name
 from fl_privacy.encryption.packing import plan_encoding
 from fl_privacy.encryption.registry import Registry
+from fl_privacy.guard.enrolment import Enrolment, EnrolRequest
 from fl_privacy.learning.models import ModelBundle, new_bundle
 from fl_privacy.learning.tokenizer import build_vocabulary
 from fl_privacy.learning.trainable import specs_for
@@ -55,6 +59,7 @@ delta = 1e-5
 accountant = "rdp"
 [policy]
 minimal_cohort = 3
+custom_tasks = true
 """
 
 
@@ -93,11 +98,27 @@ def write_domain(folder: Path, owner: str, epsilon: float = 8.0) -> Path:
     return path
 
 
+def enrol_all(guards: Mapping[str, Enrolment]) -> Registry:
+    """All guards sign one registry and hold its HE key, as if the scientist had relayed both."""
+    cards = tuple(guard.home.identity.card(owner) for owner, guard in guards.items())
+    serial = max((guard.home.registry.serial for guard in guards.values() if guard.summary()), default=0) + 1
+    for guard in guards.values():
+        guard.enrol(EnrolRequest(cards=cards, serial=serial))
+    for guard in guards.values():
+        for other in guards.values():
+            guard.take_signature(other.state().registry)
+    registry = next(iter(guards.values())).home.require_complete_registry()
+    for envelope in guards[registry.dealer].envelopes():
+        guards[json.loads(envelope.body)["recipient"]].take_envelope(envelope)
+    return registry
+
+
 def order_for(
     plan: TrainingPlan,
     key: Ed25519PrivateKey,
     registry: Registry,
     size: int,
+    secret_key: bytes,
     /,
     signer: Ed25519PrivateKey | None = None,
     **changes: Any,
@@ -108,6 +129,7 @@ def order_for(
         "plan": plan.digest(),
         "code": template.code_digest(template.render(sign(plan, key))),
         "registry": registry.digest(),
+        "key": key_name(secret_key),
         "round": 0,
         "attempt": 0,
         "model": plan.model.weights,

@@ -14,7 +14,20 @@ import fl_privacy
 
 PACKAGE = Path(fl_privacy.__file__).parent
 LEVEL_1 = {"errors", "messages", "parameters", "plan", "template"}
-ASSEMBLY = {"owner", "display", "cli", "__main__", "__init__"}  # where the rooms are put together for people
+# where the rooms are put together for people
+ASSEMBLY = {
+    "owner",
+    "owner_files",
+    "auditor",
+    "display",
+    "display_review",
+    "cli",
+    "cli_owner",
+    "cli_ledger",
+    "cli_verify",
+    "__main__",
+    "__init__",
+}
 
 # room -> the rooms of this package that it may import
 ALLOWED = {
@@ -26,15 +39,17 @@ ALLOWED = {
     "guard": LEVEL_1 | {"guard", "learning", "privacy", "encryption"},
     "datasite": LEVEL_1 | {"datasite"},
     "scientist": LEVEL_1 | {"scientist", "learning", "strategies"},
+    "console": LEVEL_1 | {"console", "owner", "owner_files"},
 }
 # single modules that a room may import besides
 EXCEPTIONS = {
     ("learning.local_training", "privacy.dp_sgd"),
-    *((f"datasite.{name}", "guard.client") for name in ("front_desk", "execution")),
+    ("console.parts", "guard.findings"),
+    *((f"datasite.{name}", "guard.client") for name in ("front_desk", "execution", "__main__")),
     *(
         (f"scientist.{name}", f"encryption.{part}")
-        for name in ("federation", "rounds")
-        for part in ("blind_sum", "packing", "registry")
+        for name in ("federation", "training_run", "rounds", "enrolment")
+        for part in ("agreement", "blind_sum", "evidence", "packing", "registry")
     ),
 }
 # third party -> the rooms that may import it
@@ -46,6 +61,7 @@ THIRD_PARTIES = {
     "nacl": {"encryption"},
     "transformers": {"learning"},
     "torch": {"learning", "privacy"},
+    "nicegui": {"console"},
     "rich": ASSEMBLY,
     "click": ASSEMBLY,
 }

@@ -14,6 +14,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fl_privacy.cli import app
+from fl_privacy.encryption.keys import Identity
+from fl_privacy.encryption.registry import RegistryRecord, verify_registry
+from fl_privacy.guard.client import FRONT_SOCKET, GuardClient
+from fl_privacy.messages import public_hex, sign
+from fl_privacy.owner import Owner
+from fl_privacy.owner_files import read_registry
 from tests.builders import write_domain
 
 
@@ -134,3 +140,40 @@ def test_a_served_owner_ends_on_sigterm_with_all_that_it_started(tmp_path: Path)
     assert len(started) >= 3, "guard, datasite and its fork server at least"
     _, alive = psutil.wait_procs(started, timeout=10)
     assert alive == []
+
+
+def test_an_owner_enrols_rotates_and_hands_an_auditor_the_signed_registry(tmp_path: Path) -> None:
+    home, others = tmp_path / "bank", {name: Identity.generate() for name in ("clinic", "school")}
+    owner = Owner.init(home, write_domain(tmp_path, "bank"))
+    files = [tmp_path / "bank.card"]
+    files[0].write_text(run("owner", "card", "--home", home).output)
+    for name, identity in others.items():
+        files.append(tmp_path / f"{name}.card")
+        files[-1].write_bytes(identity.card(name).canonical())
+    try:
+        owner.start_guard()
+        assert "not enrolled yet" in run("owner", "status", "--home", home).output
+        assert "give the CARDS" in run("owner", "enrol", "--home", home).output
+        refused = CliRunner().invoke(app, ["owner", "enrol", *map(str, files), "--home", str(home)], input="n\n")
+        assert refused.exit_code == 1 and "all of it" in refused.output
+        assert "KeyMissing: bank has not enrolled" in run("owner", "registry", "--home", home).output
+        assert "enrolled in registry 1," in run("owner", "enrol", *files, "--yes", "--home", home).output
+        assert "1 (" in (told := run("owner", "status", "--home", home).output) and "not yet signed by clinic, school" in told
+        assert "not signed by clinic, school;" in run("owner", "registry", "--home", home).output
+        sign_all(owner, others)
+        record = RegistryRecord.parse(run("owner", "registry", "--home", home).output)
+        assert verify_registry(record, public_hex(others["school"].signing_key)).owners == ("bank", "clinic", "school")
+        rotated = run("owner", "enrol", "--rotate", "--yes", "--home", home).output
+        assert "Registry 2: fingerprints, with a fresh encryption key" in rotated and "enrolled in registry 2," in rotated
+        sign_all(owner, others)
+        assert "signed by all" in run("owner", "status", "--home", home).output
+        left = run("owner", "enrol", *files[:2], "--yes", "--home", home)
+        assert left.exit_code == 1 and left.output.startswith("Error: MessageError: Registry: cards:")
+    finally:
+        owner.stop()
+
+
+def sign_all(owner: Owner, others: dict[str, Identity]) -> None:
+    front = GuardClient(owner.guard_home / FRONT_SOCKET)
+    for identity in others.values():
+        front.call("PUT", "/v1/registry", sign(read_registry(owner.home), identity.signing_key).canonical())

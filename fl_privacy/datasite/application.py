@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from fl_privacy.datasite import relay
 from fl_privacy.datasite.front_desk import GUARD_SOCKET
 from fl_privacy.datasite.identity import DatasiteIdentity
+from fl_privacy.datasite.limits import Limits
 from fl_privacy.errors import HomeError
 
 HOME = "FL_PRIVACY_DATASITE_HOME"
@@ -28,7 +29,7 @@ def app() -> FastAPI:
     identity = DatasiteIdentity.load(home)
     os.environ.update(_syft_settings(home, identity))
 
-    from fl_privacy.datasite import execution, hardening  # these import syft, which reads its settings as it is imported
+    from fl_privacy.datasite import doors, execution, hardening  # these import syft, which reads its settings as it is imported
 
     hardening.apply()
     execution.install(guard_socket)
@@ -39,7 +40,9 @@ def app() -> FastAPI:
     application: FastAPI = app_factory()
     server = ServerRegistry.get_all_servers()[0]
     _attach_consumers(server)
+    application.include_router(doors.router(server))
     application.include_router(relay.router(guard_socket, relay.Gate(lambda key: _is_scientist(server, key))))
+    application.add_middleware(Limits)
     return application
 
 

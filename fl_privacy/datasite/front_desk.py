@@ -45,7 +45,7 @@ def hand_over(task: dict[str, Any], plan: str, progress: Progress) -> dict[str, 
     except FlPrivacyError as problem:
         return {"ok": False, "error": to_wire(problem)}
     except Exception as problem:  # noqa: BLE001 - the last door to the scientist: a name may pass, a text or traceback not
-        told = f"the front desk could not pass the message on ({type(problem).__name__}); see the datasite's log"
+        told = f"the front desk could not pass the message on ({type(problem).__name__}); tell its owner"
         return {"ok": False, "error": to_wire(FlPrivacyError(told))}
 
 

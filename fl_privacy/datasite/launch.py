@@ -23,6 +23,15 @@ from fl_privacy.errors import ConnectionFailed, HomeError
 PORT_FILE = "port"
 KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
 
+# h11 bounds a request's head, which uvicorn's faster parser does not; a connection that was idle for two minutes has lost its
+# client; 256 connections are ten times what several scientists and a console hold; the proxy's word for whom it speaks counts
+# only from this machine
+SERVER_LIMITS = (
+    *("--http", "h11", "--h11-max-incomplete-event-size", "16384", "--timeout-keep-alive", "120"),
+    *("--limit-concurrency", "256", "--backlog", "256", "--no-server-header", "--no-access-log"),
+    *("--proxy-headers", "--forwarded-allow-ips", "127.0.0.1"),
+)
+
 
 class Datasite:
     """One owner's Syft datasite on 127.0.0.1, as a process that this object may start and stop.
@@ -101,7 +110,7 @@ class Datasite:
         environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
         environment |= {HOME: str(self.home), GUARD_SOCKET: str(self.guard_socket), "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "uvicorn", "fl_privacy.datasite.application:app", "--factory", "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--log-level", "warning", "--timeout-keep-alive", "600"]
+        command += ["--port", str(port), "--log-level", "warning", *SERVER_LIMITS]
         with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             return subprocess.Popen(
                 command,

@@ -1,4 +1,4 @@
-"""The channel beside Syft: model and ciphertext blobs, public keys and statements, streamed to and from the guard.
+"""The channel beside Syft: blobs, public keys, statements, survivor lists and self-masks, streamed to and from the guard.
 
 Syft carries requests, approvals and jobs; blobs of hundreds of megabytes do not fit through it. Every request here is signed
 with the caller's Syft key. Only the routes listed below pass; round orders and openings go through approved Syft jobs alone.
@@ -19,6 +19,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from fl_privacy.datasite.limits import PER_KEY, Buckets, refuse
 from fl_privacy.errors import ConnectionFailed, CredentialsRefused, FlPrivacyError, MessageError, SignatureInvalid, to_wire
 from fl_privacy.messages import channel_payload
 
@@ -27,13 +28,14 @@ ROUTES = tuple(
     (method, re.compile(path))
     for method, path in (
         ("GET", r"/v1/(info|corpora|registry|ledger|envelopes)"),
-        ("PUT", r"/v1/envelopes"),
+        ("PUT", r"/v1/(envelopes|registry)"),
         ("GET", r"/v1/blobs/[0-9a-f]{64}"),
         ("PUT", r"/v1/blobs/[0-9a-f]{64}"),
+        ("POST", r"/v1/(closings|reveals)"),
     )
 )
+UPLOADER = "x-fl-key"  # tells the guard whose upload it is, so that nobody fills the inbox for all
 FRESH_SECONDS = 60  # how far a caller's clock may be off, either way
-MAX_BODY_BYTES = 2 << 30  # as much as a guard takes
 STATUS: dict[type[FlPrivacyError], int] = {
     SignatureInvalid: 401,
     CredentialsRefused: 403,
@@ -82,33 +84,36 @@ class Gate:
             self._seen[key, nonce] = now + 2 * FRESH_SECONDS  # longer than any request stays fresh
 
 
-def router(guard_socket: Path, gate: Gate) -> APIRouter:
-    """The channel's routes, to be mounted on the datasite's application.
+def router(guard_socket: Path, gate: Gate, keys: Buckets | None = None) -> APIRouter:
+    """The channel's routes, to be mounted on an application with the middleware ``limits.Limits``, which bounds their bodies.
 
-    Args: guard_socket is the guard's front socket; gate checks each caller.
+    Args: guard_socket is the guard's front socket; gate checks each caller; keys counts requests by key.
     """
+    counted = keys or Buckets("key", PER_KEY)
     transport = httpx.AsyncHTTPTransport(uds=str(guard_socket), limits=httpx.Limits(max_connections=32))
     guard = httpx.AsyncClient(transport=transport, base_url="http://guard", timeout=httpx.Timeout(60.0, read=600.0))
     routes = APIRouter()
 
-    @routes.api_route(PREFIX + "/{path:path}", methods=["GET", "PUT"], include_in_schema=False)
+    @routes.api_route(PREFIX + "/{path:path}", methods=["GET", "PUT", "POST"], include_in_schema=False)
     async def relay(request: Request) -> Response:
         try:
             path = request.url.path.removeprefix(PREFIX)
             if request.url.query or not any(request.method == method and known.fullmatch(path) for method, known in ROUTES):
                 return JSONResponse(to_wire(MessageError("no such route on this channel")), 404)
-            await run_in_threadpool(gate.check, request.method, request.url.path, dict(request.headers))
-            return await _forward(guard, request, path)
+            key = await run_in_threadpool(gate.check, request.method, request.url.path, dict(request.headers))
+            counted.take(key)
+            return await _forward(guard, request, path, key)
         except FlPrivacyError as problem:
-            return JSONResponse(to_wire(problem), STATUS.get(type(problem), 400))
+            return refuse(problem, STATUS.get(type(problem), 400))
 
     return routes
 
 
-async def _forward(guard: httpx.AsyncClient, request: Request, path: str) -> Response:
-    body = _limited(request.stream(), MAX_BODY_BYTES) if request.method == "PUT" else None
+async def _forward(guard: httpx.AsyncClient, request: Request, path: str, key: str) -> Response:
+    body = request.stream() if request.method != "GET" else None
     try:
-        answer = await guard.send(guard.build_request(request.method, path, content=body), stream=True)
+        asked = guard.build_request(request.method, path, content=body, headers={UPLOADER: key})
+        answer = await guard.send(asked, stream=True)
     except httpx.HTTPError as problem:
         raise ConnectionFailed(f"this datasite's guard does not answer ({type(problem).__name__}); tell its owner") from None
     kept = {name: answer.headers[name] for name in ("content-type", "content-length") if name in answer.headers}
@@ -121,12 +126,3 @@ async def _drain(answer: httpx.Response) -> AsyncIterator[bytes]:
             yield chunk
     finally:
         await answer.aclose()
-
-
-async def _limited(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
-    taken = 0
-    async for chunk in chunks:
-        taken += len(chunk)
-        if taken > limit:
-            raise MessageError(f"the body is larger than {limit} bytes")
-        yield chunk

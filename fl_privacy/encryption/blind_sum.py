@@ -1,50 +1,121 @@
-"""The scientist's half: add the owners' ciphertexts without being able to read them. No key is used or accepted here."""
+"""The scientist's half: add the owners' ciphertexts without being able to read them. No key is used or accepted here.
+
+Anybody who has the encrypted updates can add them again and must get the same bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
-from typing import Any
+import math
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from pathlib import Path
 
-import tenseal.sealapi as seal
+import numpy as np
 
-from fl_privacy.encryption import cipher
-from fl_privacy.encryption.packing import check_encoding
+from fl_privacy.encryption import cipher, ckks_wire
+from fl_privacy.encryption.cipher import Kind
+from fl_privacy.encryption.packing import DEGREE, block_count, check_encoding
 from fl_privacy.encryption.registry import check_cohort
-from fl_privacy.errors import CohortMismatch
+from fl_privacy.errors import CohortMismatch, EncryptionError
 from fl_privacy.messages import RoundOrder
 
+_AT_A_TIME = 16  # blocks that are read from each file at a time, half a megabyte
 
-def add_updates(blobs: Iterable[bytes], order: RoundOrder) -> bytes:
-    """Add one encrypted update of each owner of the cohort; blobs are read one at a time, in any order.
 
-    Check each blob against its owner's signed receipt first: the position in a blob is not authenticated by itself.
+def add_updates(updates: Sequence[Path], order: RoundOrder, total: Path, processes: int = 1) -> None:
+    """Add one encrypted update of each owner of the cohort and write the encrypted sum to ``total``.
 
-    Returns: the container of the encrypted sum.
-    Raises: CiphertextInvalid, CohortMismatch (an owner missing or twice), CohortTooSmall, EncodingOverflow.
+    Check each file against its owner's signed receipt first: the position in a file is not authenticated by itself.
+    Memory grows neither with the model nor with the cohort; the same updates give the same bytes, whatever their order and
+    the number of processes. ``total`` appears only when it is complete; until then its name ends in ``.partial``.
+
+    Args: processes share the blocks out among themselves (BFV only; new interpreters, so call from under a main guard). Only
+        adding does this: an owner's steps use secret keys, which then would have to be handed to other processes.
+    Raises: CiphertextInvalid, CohortMismatch (an owner missing or twice), CohortTooSmall, EncodingOverflow, EncryptionError (a
+        process died, or none was asked for), OSError.
     Privacy: reads nothing; without a secret key a ciphertext is pseudo-random, and a sum adds no noise of its own.
     """
+    if order.encoding.scheme == "ckks":
+        ckks_wire.add_updates(updates, order, total)
+        return
     check_cohort(order)
     check_encoding(order)
-    modulus_bits, cohort = order.encoding.modulus_bits, sorted(order.cohort)
-    sums: list[Any] = []
-    added: set[str] = set()
-    for blob in blobs:
-        position, blocks = cipher.read_container(blob, cipher.UPDATE, order)
-        if position >= len(cohort) or cohort[position] in added:
-            raise CohortMismatch(f"an update at position {position} of the cohort is superfluous")
-        added.add(cohort[position])
-        updates = (cipher.load_block(block, cipher.UPDATE, modulus_bits) for block in blocks)
-        if sums:
-            _add(sums, updates, modulus_bits)
+    ordered = _in_cohort_order(updates, order)
+    partial = total.with_name(f"{total.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            cipher.write_header(file, Kind.TOTAL, order, 0)
+        _share_out(ordered, order, partial, processes)
+        partial.replace(total)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_update(update: Path, order: RoundOrder, owner: str) -> None:
+    """Read one encrypted update through, as adding does: to find out whose it was when a sum has failed. Only headers of CKKS.
+
+    Raises: CiphertextInvalid, CohortMismatch (another owner's).
+    """
+    with update.open("rb") as file:
+        if order.encoding.scheme == "ckks":
+            position = ckks_wire.read_header(file, ckks_wire.UPDATE, order)
         else:
-            sums = list(updates)
-    if len(added) < len(cohort):
-        raise CohortMismatch(f"no update of {', '.join(sorted(set(cohort) - added))}")
-    return cipher.write_container(cipher.TOTAL, order, 0, map(partial(cipher.save_total, modulus_bits=modulus_bits), sums))
+            position = cipher.read_header(file, Kind.UPDATE, order)
+            for index in range(block_count(order)):
+                for block in cipher.read_blocks(file, Kind.UPDATE, order, range(index, index + 1)):
+                    cipher.split_block(block)
+    if position != sorted(order.cohort).index(owner):
+        raise CohortMismatch(f"{owner!r} delivered an update for position {position} of the cohort")
 
 
-def _add(sums: list[Any], updates: Iterable[Any], modulus_bits: int) -> None:
-    evaluator = seal.Evaluator(cipher.context(modulus_bits))
-    for total, update in zip(sums, updates, strict=True):
-        evaluator.add_inplace(total, update)
+def _in_cohort_order(updates: Sequence[Path], order: RoundOrder) -> list[Path]:
+    """The files by their owner's place in the sorted cohort. Raises: CiphertextInvalid, CohortMismatch."""
+    cohort, found = sorted(order.cohort), dict[int, Path]()
+    for path in updates:
+        with path.open("rb") as file:
+            position = cipher.read_header(file, Kind.UPDATE, order)
+        if position >= len(cohort) or position in found:
+            raise CohortMismatch(f"an update at position {position} of the cohort is superfluous")
+        found[position] = path
+    missing = [owner for position, owner in enumerate(cohort) if position not in found]
+    if missing:
+        raise CohortMismatch(f"no update of {', '.join(missing)}")
+    return [found[position] for position in range(len(cohort))]
+
+
+def _share_out(updates: Sequence[Path], order: RoundOrder, total: Path, processes: int) -> None:
+    if processes < 1:
+        raise EncryptionError(f"{processes} processes cannot add anything; at least one is needed")
+    blocks = block_count(order)
+    share = math.ceil(blocks / processes)
+    shares = [range(start, min(start + share, blocks)) for start in range(0, blocks, share)]
+    if len(shares) == 1:
+        _add_blocks(updates, order, total, shares[0])
+        return
+    with ProcessPoolExecutor(len(shares), multiprocessing.get_context("spawn")) as pool:
+        try:
+            for done in [pool.submit(_add_blocks, updates, order, total, part) for part in shares]:
+                done.result()
+        except BrokenProcessPool:
+            raise EncryptionError("a process that added ciphertexts died; memory may be short, use fewer processes") from None
+
+
+def _add_blocks(updates: Sequence[Path], order: RoundOrder, total: Path, blocks: range) -> None:
+    """Add some consecutive blocks of all files into their place in ``total``."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("rb")) for path in updates]
+        target = stack.enter_context(total.open("r+b"))
+        target.seek(cipher.block_offset(Kind.TOTAL, order, blocks.start))
+        for start in range(blocks.start, blocks.stop, _AT_A_TIME):
+            part = range(start, min(start + _AT_A_TIME, blocks.stop))
+            sums, seeds = np.zeros((len(part), DEGREE), np.uint64), [b""] * len(part)
+            for file in files:
+                for index, block in enumerate(cipher.read_blocks(file, Kind.UPDATE, order, part)):
+                    c0, own_seeds = cipher.split_block(block)
+                    cipher.add_coefficients(sums[index], c0)
+                    seeds[index] += b"".join(own_seeds)
+            for c0, all_seeds in zip(sums, seeds, strict=True):
+                target.write(cipher.pack_coefficients(c0) + all_seeds)

@@ -1,16 +1,20 @@
 """An owner's identity, and the HE secret key that all owners share: how it is made, sealed for an owner, and opened.
 
+One owner, the dealer, makes the key. That gives it nothing that the others lack: every owner holds this key anyway, which is
+why masks, not this key, hide an update from the other owners. The key hides updates from the scientist, who holds none.
 The scientist relays sealed keys: it cannot read them (SealedBox) nor replace them (signed by the dealer, bound to the
-recipient and the registry).
+recipient, the registry, the scheme and the key's name). A dealer who deals different keys under one name is found out when an
+owner opens its own; under different names, by the first order, which names one key for all.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import tenseal.sealapi as seal
@@ -20,8 +24,9 @@ from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, PublicKey, SealedBox
 
 from fl_privacy.encryption import cipher
+from fl_privacy.encryption.masks import derive_seed
 from fl_privacy.encryption.packing import DEGREE
-from fl_privacy.encryption.registry import OwnerCard, Registry, SealedKey
+from fl_privacy.encryption.registry import OwnerCard, Registry, Scheme, SealedKey
 from fl_privacy.errors import CiphertextInvalid, DigestMismatch, EncryptionError, HomeError, KeyMissing
 from fl_privacy.messages import Signed, open_signed, public_hex, sign
 
@@ -29,6 +34,12 @@ _FILE = "identity.key"
 _KEY_TAG = b"FLKEY\0\0\1"
 _KEY_BYTES = len(_KEY_TAG) + cipher.POLYNOMIAL_BYTES
 _MADE_WITH_BITS = 49  # any plain modulus will do: the key depends on N and q only
+
+
+@cache
+def tenseal_version() -> str:
+    """The installed TenSEAL, looked up once: that reads files."""
+    return version("tenseal")
 
 
 class Identity:
@@ -40,6 +51,9 @@ class Identity:
 
     def __repr__(self) -> str:
         return f"Identity({public_hex(self.signing_key)[:16]}…)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an identity holds private keys; it is never pickled or copied")
 
     @classmethod
     def generate(cls) -> Self:
@@ -79,14 +93,19 @@ class Identity:
             owner=owner,
             signing_key=public_hex(self.signing_key),
             agreement_key=self.agreement_key.public_key().public_bytes_raw().hex(),
-            tenseal=version("tenseal"),
+            tenseal=tenseal_version(),
         )
         return sign(card, self.signing_key)
 
 
-def generate_secret_key() -> bytes:
-    """A fresh HE secret key (ternary, from SEAL's generator), as coefficients modulo q; serves every plain modulus."""
-    payload = cipher.saved(seal.KeyGenerator(cipher.context(_MADE_WITH_BITS)).secret_key().save)
+def generate_secret_key(scheme: Scheme = "bfv") -> bytes:
+    """A fresh HE secret key (ternary, from SEAL's generator); for BFV as coefficients modulo q, for every plain modulus."""
+    if scheme == "ckks":
+        from fl_privacy.encryption import ckks  # which imports Identity from here
+
+        return ckks.generate_key()
+    with cipher.Scratch() as scratch:
+        payload = scratch.saved(seal.KeyGenerator(cipher.context(_MADE_WITH_BITS)).secret_key().save)
     prefix = _key_members(_MADE_WITH_BITS)
     if not payload.startswith(prefix):
         raise EncryptionError("this SEAL writes keys in a form that is not known here; install the pinned TenSEAL")
@@ -100,30 +119,51 @@ def load_secret_key(secret_key: bytes, modulus_bits: int) -> Any:
     key, chain = seal.SecretKey(), cipher.context(modulus_bits)
     try:
         coefficients = cipher.unpack_coefficients(secret_key[len(_KEY_TAG) :])
-        cipher.load(lambda path: key.load(chain, path), _key_members(modulus_bits) + coefficients.tobytes())
+        with cipher.Scratch() as scratch:
+            scratch.load(lambda path: key.load(chain, path), _key_members(modulus_bits), coefficients.tobytes())
     except (CiphertextInvalid, RuntimeError, ValueError):
         raise KeyMissing("the HE secret key is damaged; have it dealt again") from None
     return key
 
 
-def seal_key(secret_key: bytes, sender: str, recipient: str, identity: Identity, registry: Registry) -> Signed:
-    """Seal the HE secret key for one owner; the dealer does this once per owner.
+def key_name(secret_key: bytes) -> str:
+    """The public name of an HE secret key (64 hex digits), which orders and sealed keys carry; tells nothing of the key."""
+    return derive_seed(secret_key, "key-name").hex()
 
-    Raises: KeyMissing (no such owner, not the dealer's identity, not an HE key).
-    Privacy: only ``recipient``'s agreement key opens it; whoever relays it learns names and length.
+
+def seal_key(
+    secret_key: bytes, sender: str, recipient: str, identity: Identity, registry: Registry, scheme: Scheme = "bfv"
+) -> Signed:
+    """Seal an HE secret key for one owner; the dealer does this for every other owner.
+
+    Raises: KeyMissing (no such owner, not the dealer's identity, not a key of this scheme).
+    Privacy: only ``recipient``'s agreement key opens it; whoever relays it learns names, scheme and length.
     """
     if sender != registry.dealer or not is_registered(identity, sender, registry):
         raise KeyMissing(f"only {registry.dealer!r}, with its own identity, deals the HE secret key of this registry")
-    load_secret_key(secret_key, _MADE_WITH_BITS)
+    check_secret_key(secret_key, scheme)
     box = SealedBox(PublicKey(bytes.fromhex(registry.card(recipient).agreement_key)))
-    sealed = SealedKey(sender=sender, recipient=recipient, registry=registry.digest(), ciphertext=box.encrypt(secret_key).hex())
+    try:
+        ciphertext = box.encrypt(secret_key)
+    except CryptoError:  # a point of low order, with which anybody could open the box
+        raise KeyMissing(f"the agreement key of {recipient!r} is not usable; the owner must enrol with a new card") from None
+    sealed = SealedKey(
+        sender=sender,
+        recipient=recipient,
+        registry=registry.digest(),
+        scheme=scheme,
+        name=key_name(secret_key),
+        ciphertext=ciphertext.hex(),
+    )
     return sign(sealed, identity.signing_key)
 
 
-def unseal_key(envelope: Signed, owner: str, identity: Identity, registry: Registry) -> bytes:
+def unseal_key(envelope: Signed, owner: str, identity: Identity, registry: Registry) -> tuple[Scheme, bytes]:
     """Open a sealed HE secret key. The dealer could seal a new key under the same registry: keep the first.
 
-    Raises: SignatureInvalid (not the dealer's), DigestMismatch (registry), CiphertextInvalid, KeyMissing (not an HE key).
+    Returns: the scheme and the key.
+    Raises: SignatureInvalid (not the dealer's), DigestMismatch (registry), CiphertextInvalid (not for this owner, does not
+        open, or not the key that it names), KeyMissing (not a key of this scheme).
     """
     sealed = open_signed(envelope, SealedKey, registry.card(registry.dealer).signing_key)
     if sealed.registry != registry.digest():
@@ -136,8 +176,20 @@ def unseal_key(envelope: Signed, owner: str, identity: Identity, registry: Regis
         )
     except CryptoError:
         raise CiphertextInvalid("the sealed key does not open with this owner's agreement key") from None
-    load_secret_key(opened, _MADE_WITH_BITS)
-    return opened
+    check_secret_key(opened, sealed.scheme)
+    if key_name(opened) != sealed.name:
+        raise CiphertextInvalid(f"{sealed.sender!r} sealed another key than it names; the dealer deals different keys")
+    return sealed.scheme, opened
+
+
+def check_secret_key(secret_key: bytes, scheme: Scheme) -> None:
+    """Return if the bytes are an HE secret key of this scheme. Raises: KeyMissing."""
+    if scheme == "ckks":
+        from fl_privacy.encryption import ckks  # which imports Identity from here
+
+        ckks.check_key(secret_key)
+    else:
+        load_secret_key(secret_key, _MADE_WITH_BITS)
 
 
 def is_registered(identity: Identity, owner: str, registry: Registry) -> bool:
@@ -146,6 +198,5 @@ def is_registered(identity: Identity, owner: str, registry: Registry) -> bool:
 
 
 def _key_members(modulus_bits: int) -> bytes:
-    """SEAL's framing of a key: parameter id (it depends on t, the key does not), coefficient count, scale 1, array header."""
-    parameter_id = np.array(cipher.context(modulus_bits).key_parms_id(), "<u8").tobytes()
-    return parameter_id + np.uint64(DEGREE).tobytes() + np.float64(1).tobytes() + cipher.array_header(DEGREE)
+    """SEAL's framing of a key, with the id of all parameters: it depends on t, the key does not."""
+    return cipher.plain_members(np.array(cipher.context(modulus_bits).key_parms_id(), "<u8").tobytes())

@@ -1,11 +1,16 @@
-"""Pairwise masks over Z_t: they hide each update from the other owners, who all hold the key of the ciphertexts.
+"""Masks modulo t = 2**b: they hide each update from the other owners, who all hold the key of the ciphertexts.
 
-Owners j < k share s_jk = HKDF(X25519(j, k)), bound to the order's digest R_t and both names. In the sorted cohort
+Pairwise: owners j < k share s_jk = HKDF(X25519(j, k)), bound to the order's digest R_t and both names. In the sorted cohort
 m_k = sum_{j > k} PRG(s_kj) - sum_{j < k} PRG(s_jk) mod t, hence the masks of a whole cohort cancel and those of a part do not.
-Source: Bonawitz et al. 2017, section 4 (without self-masks and secret sharing: a dropped owner voids the attempt).
+Self-mask: PRG(b_k) with a fresh seed b_k, which is revealed only when the whole cohort has signed one survivor list; until
+then even the sum of the whole cohort stays uniform (``encryption.agreement``).
+Source: Bonawitz et al. 2017, section 4 (without secret sharing: a dropped owner voids the attempt).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -13,73 +18,104 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fl_privacy.encryption.packing import Slots
+from fl_privacy.encryption.packing import DEGREE, Words
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import CohortMismatch, EncryptionError
 from fl_privacy.messages import RoundOrder
+
+SEED_BYTES = 32
+_ROOM = 2  # words behind the values: the AES interface asks for 15 spare bytes
 
 
 def derive_seed(secret: bytes, *context: str) -> bytes:
     """HKDF-SHA256 to 32 bytes; ``context`` says what for, its parts hold no NUL byte."""
     info = "\0".join(("fl_privacy/v1", *context)).encode()
-    return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(secret)
+    return HKDF(algorithm=SHA256(), length=SEED_BYTES, salt=None, info=info).derive(secret)
+
+
+def self_mask_seed(self_mask: bytes, order: str, owner: str) -> bytes:
+    """The seed of an owner's self-mask stream from b_k; ``order`` is R_t in hex. Raises: EncryptionError (not 32 bytes)."""
+    if len(self_mask) != SEED_BYTES:
+        raise EncryptionError(f"the self-mask of {owner!r} is no seed of {SEED_BYTES} bytes")
+    return derive_seed(self_mask, "self-mask", order, owner)
+
+
+def uniform(seed: bytes, block: int, count: int) -> Words:
+    """The first ``count`` words of one block of a stream, uint64; see ``UniformStream``."""
+    return UniformStream(seed).block(block, count)
 
 
 class UniformStream:
-    """Uniform integers modulo t from a 32-byte seed: AES-256-CTR from counter zero, rejection of words that are not below t.
+    """Uniform 64-bit words from a 32-byte seed, in blocks that can be read in any order.
 
-    The keystream is read as little-endian 64-bit words, cut to the bits of t. How many are taken at a time does not matter.
+    Block i is AES-256-CTR from the counter i * 2**64 (16 bytes, big-endian), read as little-endian 64-bit words.
     """
 
-    def __init__(self, seed: bytes, modulus: int) -> None:
+    def __init__(self, seed: bytes) -> None:
         self._keystream = Cipher(algorithms.AES256(seed), modes.CTR(bytes(16))).encryptor()
-        self._modulus = np.uint64(modulus)
-        self._bits = np.uint64((1 << modulus.bit_length()) - 1)
 
-    def take(self, count: int) -> Slots:
-        """The next ``count`` values, uint64 below t."""
-        found = np.empty(0, np.uint64)
-        while found.size < count:  # t is just below a power of two: a second pass is rare
-            words = np.frombuffer(self._keystream.update(bytes(8 * (count - found.size))), "<u8") & self._bits
-            found = np.concatenate([found, words[words < self._modulus]])
-        return found
+    def block(self, index: int, count: int) -> Words:
+        """The first ``count`` words of one block."""
+        return self.fill(index, np.empty(count + _ROOM, "<u8"))
+
+    def fill(self, index: int, scratch: Words) -> Words:
+        """The same, without new memory: as many words as ``scratch`` has, less two; they lie within it."""
+        words = scratch[:-_ROOM]
+        self._keystream.reset_nonce(index.to_bytes(8, "big") + bytes(8))
+        self._keystream.update_into(_zeros(words.nbytes), scratch.view(np.uint8).data)
+        return words
 
 
-class PairwiseMask:
-    """The mask m_k of one owner for one order, produced from the first slot to the last.
+class Mask:
+    """A sum of streams modulo 2**64, block by block: those of the ``added`` seeds less those of the ``subtracted`` ones.
 
-    Privacy: indistinguishable from uniform on Z_t unless all other owners of the cohort collude. Two vectors under the same
+    t = 2**b divides 2**64, so reducing words modulo t keeps sums, and each residue has 2**(64 - b) words: values modulo t are
+    exactly uniform if the words are. No word has to be rejected, and one cut to b bits after all sums is enough.
+    """
+
+    def __init__(self, added: Iterable[bytes], subtracted: Iterable[bytes] = ()) -> None:
+        self._added = [UniformStream(seed) for seed in added]
+        self._subtracted = [UniformStream(seed) for seed in subtracted]
+        self._scratch = np.empty(DEGREE + _ROOM, "<u8")
+
+    def block(self, index: int) -> Words:
+        """The mask of all coefficients of one ciphertext, uint64 (DEGREE,), not yet reduced modulo t."""
+        total = np.zeros(DEGREE, np.uint64)
+        for stream in self._added:
+            total += stream.fill(index, self._scratch)
+        for stream in self._subtracted:
+            total -= stream.fill(index, self._scratch)
+        return total
+
+
+class PairwiseMask(Mask):
+    """The mask m_k of one owner for one order.
+
+    Privacy: indistinguishable from uniform modulo t unless all other owners of the cohort collude. Two vectors under the same
     mask reveal their difference, so an order must be protected once only.
     """
 
-    def __init__(
-        self, order: RoundOrder, owner: str, agreement_key: X25519PrivateKey, registry: Registry, modulus: int
-    ) -> None:
-        cohort, digest = sorted(order.cohort), order.digest()
-        if owner not in cohort:
+    def __init__(self, order: RoundOrder, owner: str, agreement_key: X25519PrivateKey, registry: Registry) -> None:
+        if owner not in order.cohort:
             raise CohortMismatch(f"{owner!r} is not in the order's cohort")
-        self._modulus = np.uint64(modulus)
-        self._added: list[UniformStream] = []
-        self._subtracted: list[UniformStream] = []
-        for peer in cohort:
-            if peer == owner:
-                continue
-            shared = _agree(agreement_key, registry.card(peer).agreement_key, peer)
-            stream = UniformStream(derive_seed(shared, "mask", digest, *sorted((owner, peer))), modulus)
-            (self._added if peer > owner else self._subtracted).append(stream)
-
-    def take(self, count: int) -> Slots:
-        """The mask of the next ``count`` slots, uint64 below t."""
-        mask = np.zeros(count, np.uint64)  # t < 2**53, so thousands of terms fit 64 bits
-        for stream in self._added:
-            mask += stream.take(count)
-        for stream in self._subtracted:
-            mask += self._modulus - stream.take(count)
-        return mask % self._modulus
+        digest = order.digest()
+        seeds = {
+            peer: derive_seed(_agree(agreement_key, registry, peer), "mask", digest, *sorted((owner, peer)))
+            for peer in order.cohort
+            if peer != owner
+        }
+        added = [seed for peer, seed in seeds.items() if peer > owner]
+        subtracted = [seed for peer, seed in seeds.items() if peer < owner]
+        super().__init__(added, subtracted)
 
 
-def _agree(own: X25519PrivateKey, peer_key: str, peer: str) -> bytes:
+def _agree(own: X25519PrivateKey, registry: Registry, peer: str) -> bytes:
     try:
-        return own.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(peer_key)))
+        return own.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(registry.card(peer).agreement_key)))
     except ValueError:  # a point of low order, which would make the shared secret public
         raise EncryptionError(f"the agreement key of {peer!r} is not usable; the owner must enrol with a new card") from None
+
+
+@lru_cache(maxsize=4)
+def _zeros(size: int) -> bytes:
+    return bytes(size)

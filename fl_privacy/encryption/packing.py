@@ -1,4 +1,4 @@
-"""Choosing the encoding of a cohort, and packing several fields into one slot modulo t.
+"""Choosing the encoding of a cohort, and packing several fields into one coefficient of the plaintext modulo t = 2**b.
 
 An encoding is a function of cohort size, precision and range alone, so every party recomputes it and accepts no other.
 """
@@ -11,100 +11,141 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from scipy.special import log_ndtr
 
 from fl_privacy.errors import CohortTooSmall, EncodingOverflow
-from fl_privacy.messages import Encoding, RoundOrder, first_problem
+from fl_privacy.messages import CkksEncoding, Encoding, RoundOrder, first_problem
 from fl_privacy.parameters import count
 from fl_privacy.plan import MINIMAL_COHORT, TrainingPlan
 
-Slots = NDArray[np.uint64]  # values modulo t, or fields below 2**field_bits
+Words = NDArray[np.uint64]  # coefficients modulo t or q, fields of a sum, words of a keystream
+Fields = NDArray[np.uint16]  # fields of one owner, below 2**value_bits
 
-DEGREE = 4096  # ring degree N: slots in one ciphertext
+DEGREE = 4096  # ring degree N: coefficients of one polynomial
 COEFF_BITS = 60  # one ciphertext prime q just below 2**60; with N = 4096 above 192-bit security (HE standard, 2018)
-CHECK_SLOTS = 2  # slots per ciphertext that carry a known value
-DATA_SLOTS = DEGREE - CHECK_SLOTS
+MAXIMAL_COHORT = 100  # the largest sum that was measured to be exact
+CHECKS = 2  # coefficients per ciphertext that prove the sum; see ``encryption.checks``
+DATA = DEGREE - CHECKS  # coefficients per ciphertext that carry fields
+GUARD_BITS = 1  # zeros below the fields of a coefficient, which noise beyond its margin would change
 NOISE_DEVIATION = math.sqrt(21 / 2 + 1 / 12)  # per owner: SEAL's centred binomial error, and the rounding of q/t * m
-NOISE_TAIL = 8.5  # standard deviations of the summed noise below q / 2t; beyond them (p < 2**-55) a sum decrypts wrongly
+NOISE_TAIL = 8.5  # standard deviations of the summed noise below q / 2t; beyond them (p < 2**-55) a coefficient is wrong
 
 
 def choose_encoding(cohort_size: int, value_bits: int, value_range: float) -> Encoding:
-    """The one encoding for this many owners: as many fields per slot as the noise of their sum leaves room for.
+    """The one encoding for this many owners: as many fields per coefficient as the noise of their sum leaves room for.
 
-    A field needs value_bits + ceil(log2 K) bits for the sum of K values; t is a batching prime just large enough
-    for the fields, which leaves the most room for noise.
+    A field needs value_bits + ceil(log2 K) bits for the sum of K values; t is the power of two just large enough
+    for the fields and the guard bit below them, which leaves the most room for noise.
 
     Args: cohort_size K; value_bits per coordinate; value_range the bound on each coordinate after weighting.
-    Raises: CohortTooSmall below three owners, EncodingOverflow when not one field fits.
+    Raises: CohortTooSmall below three owners, EncodingOverflow above a hundred or when not one field fits.
     Source: Fan and Vercauteren 2012, section 4 (noise of addition).
     """
     if cohort_size < MINIMAL_COHORT:
         raise CohortTooSmall(f"a sum over {cohort_size} owners does not hide one of them; {MINIMAL_COHORT} are needed")
+    if cohort_size > MAXIMAL_COHORT:
+        raise EncodingOverflow(f"{cohort_size} owners are more than {MAXIMAL_COHORT}; form the sum in smaller cohorts")
     room = COEFF_BITS - 1 - math.log2(NOISE_TAIL * NOISE_DEVIATION * math.sqrt(cohort_size))
     field_bits = value_bits + (cohort_size - 1).bit_length()
-    fields = min((math.floor(room) - 1) // field_bits, 16)  # t > 2**(modulus_bits - 1), so fields take modulus_bits - 1
+    fields = (math.floor(room) - GUARD_BITS) // field_bits
     if fields < 1:
-        raise EncodingOverflow(f"{value_bits} bits for each of {cohort_size} owners do not fit a slot; use fewer update_bits")
+        raise EncodingOverflow(
+            f"{value_bits} bits for each of {cohort_size} owners do not fit a coefficient; use fewer update_bits"
+        )
     try:
         return Encoding(
             value_range=value_range,
             value_bits=value_bits,
             field_bits=field_bits,
-            fields_per_slot=fields,
-            modulus_bits=max(fields * field_bits + 1, 20),
+            fields_per_coefficient=fields,
+            modulus_bits=fields * field_bits + GUARD_BITS,
         )
     except ValidationError as problem:
         raise EncodingOverflow(f"no encoding: {first_problem(problem)}") from None
 
 
-def plan_encoding(plan: TrainingPlan, weights: Sequence[int]) -> Encoding:
+def plan_encoding(plan: TrainingPlan, weights: Sequence[int]) -> Encoding | CkksEncoding:
     """The encoding that a plan implies for a cohort: updates of at most ``update_range``, weighted by at most the largest p_k.
+
+    BFV clips a weighted update, whose field is what overflows; CKKS clips before it weights.
 
     Args: weights are the cohort's declared sizes. Raises: CohortTooSmall, EncodingOverflow.
     """
+    if plan.encryption == "ckks":
+        return CkksEncoding(value_range=plan.update_range)
     return choose_encoding(len(weights), plan.update_bits, plan.update_range * max(weights) / sum(weights))
 
 
-def check_encoding(order: RoundOrder) -> None:
+def bfv_encoding(order: RoundOrder) -> Encoding:
+    """The order's encoding as integers. Raises: EncodingOverflow when the order is for CKKS, which sums floats."""
+    if not isinstance(order.encoding, Encoding):
+        raise EncodingOverflow(f"an order for {order.encoding.scheme} has no encoding as integers")
+    return order.encoding
+
+
+def check_encoding(order: RoundOrder) -> Encoding:
     """Refuse an order whose encoding is not the one for its cohort; sums in it could wrap silently.
 
-    Raises: CohortTooSmall, EncodingOverflow.
+    Returns: the encoding. Raises: CohortTooSmall, EncodingOverflow.
     """
-    right = choose_encoding(len(order.cohort), order.encoding.value_bits, order.encoding.value_range)
-    if order.encoding != right:
+    encoding = bfv_encoding(order)
+    if encoding != choose_encoding(len(order.cohort), encoding.value_bits, encoding.value_range):
         raise EncodingOverflow(f"the order's encoding is not the one for {len(order.cohort)} owners: use choose_encoding")
+    return encoding
+
+
+def failure_log2(order: RoundOrder) -> float:
+    """log2 of the probability that the sum decrypts wrongly, which guard bits and checks would then show.
+
+    Union bound over all coefficients of all ciphertexts of 2 * Phi(-x): x = q / 2t in deviations of the summed noise, which is
+    a sum of K independent centred binomials and roundings. Its far tail is lighter than this Gaussian one; with values
+    of 8 bits it is even empty, since no owner adds more than 21.5 and 21.5 K is below q / 2t.
+
+    Raises: EncodingOverflow (CKKS). Source: Fan and Vercauteren 2012, section 4.
+    """
+    edge = 2.0 ** (COEFF_BITS - 1 - bfv_encoding(order).modulus_bits)  # q / 2t, as q is a few thousand below 2**60
+    tail = float(log_ndtr(-edge / (NOISE_DEVIATION * math.sqrt(len(order.cohort))))) / math.log(2)
+    return tail + 1 + math.log2(DEGREE * block_count(order))
 
 
 def coordinates_per_block(encoding: Encoding) -> int:
     """Coordinates that one ciphertext carries."""
-    return DATA_SLOTS * encoding.fields_per_slot
+    return DATA * encoding.fields_per_coefficient
 
 
 def block_count(order: RoundOrder) -> int:
     """Ciphertexts that one update of this order fills."""
-    return math.ceil(count(order.tensors) / coordinates_per_block(order.encoding))
+    return math.ceil(count(order.tensors) / coordinates_per_block(bfv_encoding(order)))
 
 
-def pack(fields: Slots, encoding: Encoding) -> Slots:
-    """Put ``fields_per_slot`` consecutive fields into each slot, the first in the lowest bits.
+def pack(fields: Fields, encoding: Encoding) -> Words:
+    """Put the fields of one block into its coefficients, guard bits zero; coordinate i goes to coefficient i modulo DATA.
 
-    Args: fields (n,). Returns: slots (ceil(n / fields_per_slot),), each below 2**(modulus_bits - 1), hence below t.
+    Args: fields (n,), at most coordinates_per_block; missing ones are zero. Returns: coefficients (DATA,), each below t.
     Raises: EncodingOverflow when a field does not fit its bits.
     """
     if fields.size and int(fields.max()) >> encoding.field_bits:
         raise EncodingOverflow(f"a field does not fit {encoding.field_bits} bits")
-    padded = np.zeros(math.ceil(fields.size / encoding.fields_per_slot) * encoding.fields_per_slot, np.uint64)
-    padded[: fields.size] = fields
-    shifted: Slots = padded.reshape(-1, encoding.fields_per_slot) << _shifts(encoding)
-    slots: Slots = np.bitwise_or.reduce(shifted, axis=1)
-    return slots
+    size = coordinates_per_block(encoding)
+    planes = (fields if fields.size == size else np.pad(fields, (0, size - fields.size))).reshape(-1, DATA)
+    coefficients: Words = planes[-1].astype(np.uint64)
+    for plane in planes[-2::-1]:  # the first plane lowest
+        coefficients <<= np.uint64(encoding.field_bits)
+        coefficients |= plane
+    coefficients <<= np.uint64(GUARD_BITS)
+    return coefficients
 
 
-def unpack(slots: Slots, encoding: Encoding) -> Slots:
-    """The inverse of ``pack``, also for sums of packed slots. Returns: fields (slots.size * fields_per_slot,)."""
+def unpack(coefficients: Words, encoding: Encoding) -> Words:
+    """The inverse of ``pack``, also for sums. Args: coefficients (DATA,). Returns: fields (coordinates_per_block,)."""
     mask = np.uint64((1 << encoding.field_bits) - 1)
-    fields: Slots = (slots[:, np.newaxis] >> _shifts(encoding)) & mask
+    shifts = np.arange(encoding.fields_per_coefficient, dtype=np.uint64) * np.uint64(encoding.field_bits) + np.uint64(
+        GUARD_BITS
+    )
+    fields: Words = (coefficients >> shifts[:, np.newaxis]) & mask
     return fields.ravel()
 
 
-def _shifts(encoding: Encoding) -> Slots:
-    return np.arange(encoding.fields_per_slot, dtype=np.uint64) * np.uint64(encoding.field_bits)
+def guards_are_zero(coefficients: Words) -> bool:
+    """Whether the guard bit of every coefficient of a sum is zero, as it is in every term."""
+    return not int(np.bitwise_or.reduce(coefficients)) & ((1 << GUARD_BITS) - 1)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fl_privacy.encryption.keys import key_name
 from fl_privacy.encryption.packing import plan_encoding
-from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import CohortTooSmall, MessageError, NotApproved, OrderRefused
-from fl_privacy.guard.approvals import Approvals, Decision
+from fl_privacy.guard.approvals import AGAIN, Approvals, Decision, check_not_expired
+from fl_privacy.guard.corpus import card_of
 from fl_privacy.guard.domain import Domain
+from fl_privacy.guard.home import GuardHome
+from fl_privacy.guard.pause import check_running
+from fl_privacy.guard.policy import check_hours, check_plan
+from fl_privacy.guard.sandbox import Isolation
 from fl_privacy.learning.trainable import specs_for
 from fl_privacy.messages import CorpusCard, RoundOrder, Signed, open_signed
-from fl_privacy.plan import TrainingPlan
+from fl_privacy.plan import ATTEMPTS_PER_ROUND, TrainingPlan
 from fl_privacy.privacy.accounting import calibrate
 from fl_privacy.privacy.entries import Spend
 
@@ -30,43 +35,52 @@ def plan_spends(plan: TrainingPlan, declared_size: int) -> list[Spend]:
 
 
 def decision_for(signed: Signed, approvals: Approvals) -> tuple[RoundOrder, Decision]:
-    """The order and the approval that covers it, checked against the approved scientist's key.
+    """The order and the approval that covers it, checked against the approved scientist's key and the installed package.
 
-    Raises: NotApproved, RequestDenied, SignatureInvalid, MessageError.
+    Raises: DatasitePaused, NotApproved, RequestDenied, SignatureInvalid, MessageError.
     """
+    check_running(approvals.home)
     if signed.kind != RoundOrder.__name__:
         raise MessageError(f"expected a signed RoundOrder, got {signed.kind[:40]!r}")
     decision = approvals.approved(RoundOrder.parse(signed.body).plan)
     return open_signed(signed, RoundOrder, decision.scientist), decision
 
 
+def key_of(order: RoundOrder, home: GuardHome) -> bytes:
+    """The HE secret key that an order names. Raises: OrderRefused when another one is held, KeyMissing."""
+    key = home.secret_key(order.encoding.scheme)
+    if key_name(key) != order.key:
+        raise OrderRefused(f"the order names encryption key {order.key[:16]}…, {home.owner} holds {key_name(key)[:16]}…")
+    return key
+
+
 def check_order(
-    order: RoundOrder,
-    decision: Decision,
-    domain: Domain,
-    card: CorpusCard,
-    registry: Registry,
-    earlier: Sequence[RoundOrder],
-    inbox: Path,
+    order: RoundOrder, decision: Decision, home: GuardHome, earlier: Sequence[RoundOrder], inbox: Path, isolation: Isolation
 ) -> TrainingPlan:
     """Raise unless ``order`` is exactly what was approved, in turn, for a cohort that can hide one update.
 
-    ``earlier`` are the orders of the same plan that this guard has admitted before. Returns the plan.
-    Raises: NotApproved, OrderRefused, CohortTooSmall.
+    ``earlier`` are the orders of the same plan that this guard has admitted before, the latest last. Returns the plan.
+    Raises: NotApproved, PolicyRefused, OrderRefused, CohortTooSmall, KeyMissing.
     """
-    plan = decision.training_plan
+    plan, card, registry = decision.training_plan, card_of(home), home.require_complete_registry()
+    check_not_expired(decision, home)
+    check_plan(plan, home, isolation)
+    check_hours(home)
     if order.code != decision.code:
-        raise NotApproved(f"the order names code {order.code[:16]}…, approved was {decision.code[:16]}…")
+        raise NotApproved(f"the order names code {order.code[:16]}…, approved was {decision.code[:16]}…; {AGAIN}")
     if card.corpus != decision.corpus:
-        raise NotApproved("the corpus has changed since the approval; ask the owner to review the request again")
+        raise NotApproved(
+            f"the corpus has changed since the approval: approved {decision.corpus[:16]}…, present {card.corpus[:16]}…; {AGAIN}"
+        )
     if order.registry != registry.digest():
         raise OrderRefused("the order names another registry of owners than the one this owner vetted")
-    _check_cohort(order, plan, domain, card)
+    _check_cohort(order, plan, home.domain, card)
     _check_turn(order, plan, earlier)
     if order.tensors != specs_for(plan.model, plan.trainable):
         raise OrderRefused(f"the order's tensors are not the ones that `trainable = {plan.trainable}` gives")
     if order.encoding != plan_encoding(plan, order.weights):
         raise OrderRefused("the order's encoding is not the one that the plan implies for this cohort")
+    key_of(order, home)
     if order.round == 0 and order.model != plan.model.weights:
         raise OrderRefused("round 0 must start from the approved model's weights")
     for blob in (order.model, plan.model.vocabulary):
@@ -75,10 +89,20 @@ def check_order(
     return plan
 
 
+def check_paid_for(plan: TrainingPlan, trainings: int) -> None:
+    """Raise OrderRefused when as many ``trainings`` as the plan pays for were reserved at this owner before."""
+    if trainings >= plan.rounds + plan.retries:
+        raise OrderRefused(f"all {plan.rounds + plan.retries} trainings that the plan pays for have been used")
+
+
 def _check_cohort(order: RoundOrder, plan: TrainingPlan, domain: Domain, card: CorpusCard) -> None:
     least = max(plan.minimal_cohort, domain.policy.minimal_cohort)
     if len(order.cohort) < least:
-        raise CohortTooSmall(f"a cohort of {len(order.cohort)} is less than {least}: a sum over it could give one update away")
+        whose = "policy" if domain.policy.minimal_cohort == least else "plan"
+        raise CohortTooSmall(
+            f"a cohort of {len(order.cohort)} is less than {least}, minimal_cohort of the {whose}: a sum over it could give one"
+            " update away"
+        )
     if list(order.cohort) != sorted(set(order.cohort)):
         raise OrderRefused("the cohort must name each owner once, in order")
     if not set(order.cohort) <= set(plan.owners):
@@ -92,8 +116,8 @@ def _check_cohort(order: RoundOrder, plan: TrainingPlan, domain: Domain, card: C
 def _check_turn(order: RoundOrder, plan: TrainingPlan, earlier: Sequence[RoundOrder]) -> None:
     if order.round >= plan.rounds:
         raise OrderRefused(f"round {order.round} is outside the approved {plan.rounds} rounds")
-    if len(earlier) >= plan.rounds + plan.retries:
-        raise OrderRefused(f"all {plan.rounds + plan.retries} attempts that the plan pays for have been used")
-    last = max(((past.round, past.attempt) for past in earlier), default=(-1, 0))
+    if order.attempt >= ATTEMPTS_PER_ROUND:
+        raise OrderRefused(f"attempt {order.attempt} is more than the {ATTEMPTS_PER_ROUND} that a round may take")
+    last = (earlier[-1].round, earlier[-1].attempt) if earlier else (-1, 0)
     if (order.round, order.attempt) <= last:
         raise OrderRefused(f"round {order.round} attempt {order.attempt} is not after round {last[0]} attempt {last[1]}")

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from fl_privacy.errors import DigestMismatch, MessageError, OrderRefused
-from fl_privacy.guard.home import write_atomically
+from fl_privacy.errors import DigestMismatch, MessageError, OrderRefused, TooLarge
+from fl_privacy.guard.files import disk_problems_named, write_atomically
 
 LARGEST_BLOB = 2 << 30  # bytes; BERT-base in float32 is 0.41e9
 INBOX_QUOTA = 16 << 30
+UPLOADER_QUOTA = 8 << 30  # of one scientist's key; its oldest blobs make room: a run uploads a model each round
+UPLOADER_COUNT = 256  # an upload of one byte takes a file and a directory entry, too
+CHECKED_EVERY = 64 << 20  # bytes of an upload between two looks at the quotas
+UPLOADER = ".uploader"  # of the small file beside a blob that names who brought it
+NOBODY = "0" * 64  # whose blobs those are that were brought without a name
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    uploader: str
+    size: int
+    used: float
+    whole: bool
 
 
 class Blobs:
@@ -20,48 +38,115 @@ class Blobs:
 
     def __init__(self, home: Path) -> None:
         self.inbox, self.outbox = home / "inbox", home / "outbox"
-        for leftover in self.inbox.glob("*.partial"):
-            leftover.unlink()
+        for folder in (self.inbox, self.outbox):
+            for leftover in folder.glob("*.partial"):
+                leftover.unlink()
 
-    async def receive(self, sha256: str, chunks: AsyncIterator[bytes]) -> int:
+    async def receive(self, sha256: str, chunks: AsyncIterator[bytes], uploader: str = NOBODY) -> int:
         """Store an upload if its bytes have the announced hash; returns its size.
 
-        Raises: DigestMismatch, MessageError (name, size, quota); a bad or broken upload leaves nothing behind.
+        Args: uploader is the key that the datasite names; it is told, not proven, and counts for quotas only.
+        Raises: DigestMismatch, MessageError (name), TooLarge (size, quota); a bad or broken upload leaves nothing behind.
         """
         _check_name(sha256)
-        room = INBOX_QUOTA - sum(path.stat().st_size for path in self.inbox.iterdir())
-        partial, digest, size = self.inbox / f"{sha256}.{secrets.token_hex(4)}.partial", hashlib.sha256(), 0
+        _check_name(uploader)
+        partial, digest, size = self.inbox / f"{sha256}.{uploader}.{secrets.token_hex(4)}.partial", hashlib.sha256(), 0
+        looked_at = self._make_room(uploader)
         try:
-            with partial.open("xb") as file:
+            with (
+                disk_problems_named(self.inbox / sha256),
+                open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file,
+            ):
                 async for chunk in chunks:
                     size += len(chunk)
-                    if size > min(LARGEST_BLOB, room):
-                        raise MessageError(f"blob {sha256[:16]}… is larger than this guard takes")
+                    if size > LARGEST_BLOB:
+                        raise TooLarge(f"blob {sha256[:16]}… is larger than the {LARGEST_BLOB} bytes that this guard takes")
                     digest.update(chunk)
                     file.write(chunk)
+                    if size - looked_at > CHECKED_EVERY:
+                        looked_at = self._make_room(uploader, size)
+                file.flush()
+                os.fsync(file.fileno())
+            self._make_room(uploader, size)
             if digest.hexdigest() != sha256:
                 raise DigestMismatch(f"the uploaded bytes do not have the announced hash {sha256[:16]}…")
+            write_atomically(self.inbox / f"{sha256}{UPLOADER}", uploader)
             partial.replace(self.inbox / sha256)
         finally:
             partial.unlink(missing_ok=True)
         return size
 
-    def read(self, sha256: str) -> bytes:
-        """An uploaded blob. Raises: OrderRefused when it never arrived, DigestMismatch when the file changed."""
+    def _make_room(self, uploader: str, size: int = 0) -> int:
+        """Drop the uploader's oldest blobs until it is within its quota; returns ``size``.
+
+        Raises: TooLarge when what is arriving does not fit all the same.
+        """
+        entries = sorted(self._entries(), key=lambda entry: entry.used)
+        mine = [entry for entry in entries if entry.uploader == uploader]
+        while sum(entry.size for entry in mine) > UPLOADER_QUOTA or len(mine) > UPLOADER_COUNT:
+            oldest = next((entry for entry in mine if entry.whole), None)
+            if oldest is None:
+                raise TooLarge(f"one scientist's uploads may take {UPLOADER_QUOTA} bytes and {UPLOADER_COUNT} blobs here")
+            mine.remove(oldest)
+            entries.remove(oldest)
+            self.discard(oldest.name)
+        if sum(entry.size for entry in entries) > INBOX_QUOTA:
+            raise TooLarge("this guard's inbox is full; its owner can see who filled it")
+        return size
+
+    def _entries(self) -> Iterator[_Entry]:
+        for path in self.inbox.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # discarded by another thread meanwhile
+                told, (name, *rest) = path.stat(), path.name.split(".")
+                if path.suffix != UPLOADER:
+                    yield _Entry(name, rest[0] if rest else self._uploader(name), told.st_size, told.st_mtime, not rest)
+
+    def _uploader(self, sha256: str) -> str:
+        try:
+            return (self.inbox / f"{sha256}{UPLOADER}").read_text()
+        except FileNotFoundError:
+            return NOBODY  # brought before uploaders were noted
+
+    def open(self, sha256: str) -> BinaryIO:
+        """An uploaded blob as a file, for the caller to close, its bytes checked again.
+
+        Raises: OrderRefused when it never arrived, DigestMismatch when the file changed.
+        """
         _check_name(sha256)
         try:
-            blob = (self.inbox / sha256).read_bytes()
+            file = (self.inbox / sha256).open("rb")
         except FileNotFoundError:
             raise OrderRefused(f"blob {sha256[:16]}… has not been uploaded") from None
-        if hashlib.sha256(blob).hexdigest() != sha256:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            file.close()
             raise DigestMismatch(f"stored blob {sha256[:16]}… has changed")
-        return blob
+        file.seek(0)
+        return file
 
-    def publish(self, blob: bytes) -> str:
-        """Put bytes into the outbox; returns their sha256."""
-        sha256 = hashlib.sha256(blob).hexdigest()
-        write_atomically(self.outbox / sha256, blob)
-        return sha256
+    def discard(self, sha256: str) -> None:
+        """Delete an uploaded blob that is of no more use."""
+        _check_name(sha256)
+        (self.inbox / sha256).unlink(missing_ok=True)
+        (self.inbox / f"{sha256}{UPLOADER}").unlink(missing_ok=True)
+
+    def publish(self, write: Callable[[BinaryIO], object]) -> tuple[str, int]:
+        """Put what ``write`` writes into the outbox, all or nothing; returns its sha256 and size in bytes."""
+        partial = self.outbox / f"{secrets.token_hex(16)}.partial"
+        try:
+            with (
+                disk_problems_named(self.outbox),
+                open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as file,
+            ):
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                file.seek(0)
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                size = file.tell()
+            partial.replace(self.outbox / sha256)
+        finally:
+            partial.unlink(missing_ok=True)
+        return sha256, size
 
     def published(self, sha256: str) -> Path:
         """Where an outgoing blob lies. Raises: MessageError."""

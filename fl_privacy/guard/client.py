@@ -13,6 +13,7 @@ import httpx
 from fl_privacy.errors import ConnectionFailed, FlPrivacyError, from_wire
 from fl_privacy.messages import OpenRequest, Signed
 
+OPENING_SECONDS = 1800.0  # for the guard to open one sum: minutes for a large model on a slow machine
 FRONT_SOCKET, OWNER_SOCKET = "front.sock", "owner.sock"  # in the guard's home
 
 
@@ -23,10 +24,10 @@ class GuardClient:
         self.socket = socket
         self._http = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://guard", timeout=timeout)
 
-    def call(self, method: str, path: str, body: bytes | None = None) -> Any:
-        """One JSON exchange. Raises: ConnectionFailed, or the error that the guard sent."""
+    def call(self, method: str, path: str, body: bytes | None = None, timeout: float | None = None) -> Any:
+        """One JSON exchange, by default within the client's timeout. Raises: ConnectionFailed, or the guard's own error."""
         try:
-            answer = self._http.request(method, path, content=body)
+            answer = self._http.request(method, path, content=body, timeout=timeout or self._http.timeout)
         except httpx.HTTPError as problem:
             raise ConnectionFailed(f"the guard at {self.socket} does not answer ({type(problem).__name__})") from None
         if answer.is_success:
@@ -49,7 +50,7 @@ class GuardClient:
 
     def open_sum(self, request: OpenRequest) -> Signed:
         """Ask the guard to open the sum of a whole cohort; returns a signed OpenedSum."""
-        return Signed.model_validate(self.call("POST", "/v1/openings", request.canonical()))
+        return Signed.model_validate(self.call("POST", "/v1/openings", request.canonical(), OPENING_SECONDS))
 
 
 def _refusal(answer: httpx.Response) -> FlPrivacyError:

@@ -2,33 +2,73 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fl_privacy.errors import HomeError
-from fl_privacy.messages import OwnerName, first_problem
+from fl_privacy.messages import OwnerName, PrivacyUnit, first_problem
 from fl_privacy.plan import MINIMAL_COHORT
+
+Days = Annotated[int, Field(ge=1, le=36_500)]
+Epsilon = Annotated[float, Field(gt=0, le=100)]
+
+
+def _window(text: str) -> str:
+    """Check that ``hours`` is a span of one day; raises ValueError."""
+    hour_of(text)
+    return text
+
+
+def hour_of(window: str) -> tuple[time, time]:
+    """Begin and end of a window such as "08:00-18:00"; one that ends before it begins goes on after midnight."""
+    found = re.fullmatch(r"(\d{2}:\d{2})-(\d{2}:\d{2})", window)
+    if not found:
+        raise ValueError('write a span of local time as "08:00-18:00"')
+    begin, end = time.fromisoformat(found[1]), time.fromisoformat(found[2])
+    if begin == end:
+        raise ValueError("the span is empty; leave `hours` out to admit orders at any time")
+    return begin, end
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Budget(_Section):
-    """The most that this owner's ledger will ever let out: (epsilon, delta) over all plans together."""
+    """The most that this owner's ledger will ever let out: (epsilon, delta) over all plans together, per ``unit``.
 
-    epsilon: Annotated[float, Field(gt=0, le=100)]
+    With ``period_days`` the budget holds within any so many days, and nothing bounds the total. Only ``epsilon`` may be changed
+    later; the ledger records the change.
+    """
+
+    epsilon: Epsilon
     delta: Annotated[float, Field(gt=0, le=1e-3)]
     accountant: Literal["prv", "rdp"] = "prv"
+    unit: PrivacyUnit = "record"
+    period_days: Days | None = None
 
 
 class Policy(_Section):
-    """What the guard refuses whatever has been approved."""
+    """What the guard refuses whatever has been approved. A scientist is known by its signing key."""
 
     minimal_cohort: Annotated[int, Field(ge=MINIMAL_COHORT)] = MINIMAL_COHORT
+    allow_ckks: bool = False  # sums without masks: any other owner together with the scientist could read single updates
+    max_epsilon_per_request: Epsilon | None = None  # a plan's target_epsilon
+    max_epsilon_per_scientist: Epsilon | None = None  # all that was ever reserved for plans of one scientist's key
+    tasks: tuple[Literal["mlm"], ...] = ("mlm",)  # the built-in ones
+    custom_tasks: bool = False  # the scientist's own features and loss
+    model_types: tuple[Literal["bert"], ...] = ("bert",)
+    trainable: tuple[Literal["all", "head", "layers"], ...] = ("all", "head", "layers")
+    require_isolation: bool = False  # refuse to train where the worker's sandbox lacks something
+    auto_approve_epsilon: Epsilon | None = None  # built-in tasks with at most this target_epsilon need no owner at the desk
+    hours: Annotated[str, AfterValidator(_window)] | None = None  # local time in which orders are admitted
+    approval_days: Days = 90  # how long an approval admits orders
+    retention_days: Days = 30  # how long blobs lie that no unopened order names
 
 
 class Domain(_Section):

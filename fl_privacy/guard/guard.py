@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import time
 from typing import Any
 
 from fl_privacy import template
-from fl_privacy.encryption.keys import generate_secret_key, seal_key, unseal_key
-from fl_privacy.encryption.registry import OwnerCard, Registry, build_registry
-from fl_privacy.errors import CorpusError, KeyMissing, OrderRefused, SignatureInvalid
+from fl_privacy.encryption.registry import OwnerCard
+from fl_privacy.errors import CorpusError, NotApproved
+from fl_privacy.guard import sandbox
 from fl_privacy.guard.approvals import Approvals, Decision, Verdict
 from fl_privacy.guard.blobs import Blobs
+from fl_privacy.guard.closing import Closing
 from fl_privacy.guard.corpus import card_of
-from fl_privacy.guard.home import GuardHome, write_atomically
+from fl_privacy.guard.enrolment import Enrolment
+from fl_privacy.guard.home import GuardHome
+from fl_privacy.guard.jobs import jobs
+from fl_privacy.guard.orders import Orders
+from fl_privacy.guard.package import installed_package
+from fl_privacy.guard.pause import check_running, paused
+from fl_privacy.guard.policy import check_auto_approvable
+from fl_privacy.guard.retention import delete_old
 from fl_privacy.guard.review import Review, check_approvable, review
 from fl_privacy.guard.rounds import Rounds
 from fl_privacy.messages import CorpusCard, Signed, open_signed, public_hex, sign
+from fl_privacy.plan import TrainingPlan
+from fl_privacy.privacy.entries import DAY
 
 
 class Guard:
@@ -24,14 +33,27 @@ class Guard:
 
     def __init__(self, home: GuardHome) -> None:
         self.home = home
-        self.approvals = Approvals(home.folder / "approvals")
+        self.enrolment = Enrolment(home)
+        self.isolation = sandbox.probe(home.folder / "domain.toml")
+        self.approvals = Approvals(home)
         self.blobs = Blobs(home.folder)
-        self.rounds = Rounds(home, self.approvals, self.blobs)
+        self.orders = Orders(home.folder)
+        self.rounds = Rounds(home, self.approvals, self.blobs, self.orders, self.isolation)
+        self.closing = Closing(home, self.approvals, self.blobs, self.orders)
+        self._finish_refusals()
+        self.tidy()
 
     def close(self) -> None:
         """Stop workers and release the home."""
         self.rounds.stop()
         self.home.close()
+
+    def _finish_refusals(self) -> None:
+        """After a crash between a refusal and what follows from it."""
+        with self.orders.lock:
+            for decision in self.approvals.all():
+                if decision.verdict != "approved":
+                    self.rounds.withdraw(decision.training_plan.digest(), decision.reason)
 
     def info(self) -> dict[str, Any]:
         """Name and signed identity card."""
@@ -52,83 +74,101 @@ class Guard:
     def status(self) -> dict[str, Any]:
         """What the owner wants to see at a glance."""
         statement, card = self.home.ledger.statement(), self.home.identity.card(self.home.owner)
-        keys = self.home.folder / "keys"
         return {
             "owner": self.home.owner,
             "title": self.home.domain.title,
             "fingerprint": open_signed(card, OwnerCard, card.signer).fingerprint,
             "signing_key": public_hex(self.home.identity.signing_key),
-            "enrolled": (self.home.folder / "registry.json").exists(),
-            "encryption_key": (keys / "he_secret.bin").exists(),
+            "registry": self.enrolment.summary(),
+            "keys": self.enrolment.key_names(),
             "corpora": [card.model_dump(mode="json", exclude={"mock_rows"}) for card in self.corpora()],
             "epsilon_spent": statement.epsilon_spent,
             "epsilon_budget": statement.epsilon_budget,
+            "epsilon_in_period": statement.epsilon_in_period,
+            "period_days": statement.period_days,
             "delta": statement.delta,
+            "unit": statement.unit,
             "ledger_entries": statement.entries,
-            "decisions": [
-                {"plan": decision.training_plan.name, "verdict": decision.verdict, "reason": decision.reason}
-                for decision in self.approvals.all()
-            ],
+            "paused": paused(self.home),
+            "sandbox": self.isolation.model_dump(),
+            "package": installed_package(),
+            "policy": self.home.domain.policy.model_dump(mode="json"),
+            "decisions": [_told(decision) for decision in self.approvals.all()],
         }
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The latest orders, newest first; see ``guard.jobs``."""
+        return jobs(self.orders, self.rounds, self.approvals)
+
+    def ledger(self) -> dict[str, Any]:
+        """``statement`` and all ``entries``."""
+        entries = [entry.model_dump(mode="json") for entry in self.home.ledger.entries()]
+        return {"statement": self.home.ledger.statement().model_dump(mode="json"), "entries": entries}
 
     def review(self, code: str) -> Review:
         """Explain a request."""
-        return review(code, self.home, card_of(self.home))
+        return review(code, self.home, card_of(self.home), self.isolation)
 
-    def approve(self, code: str) -> Decision:
-        """Approve exactly this code, plan, corpus and scientist's key. Raises: NotApproved when it may not be."""
+    def approve(self, code: str, days: int | None = None) -> Decision:
+        """Approve exactly this code, plan, corpus, scientist's key and installed package, by default for ``approval_days``.
+
+        Raises: NotApproved when it may not be.
+        """
+        return self._approve(self.review(code), "", days)
+
+    def approve_by_policy(self, code: str) -> Decision:
+        """Approve what ``auto_approve_epsilon`` covers, without the owner.
+
+        Raises: NotApproved when that is not so, when anything else stands against it, or when the owner has decided before.
+        """
+        check_running(self.home)
         report = self.review(code)
-        check_approvable(report)
-        return self._decide(code, report, "approved", "")
+        if report.plan is not None:
+            check_auto_approvable(report.plan, self.home.domain.policy)
+        if self.approvals.of_plan(report.plan_digest) is not None:
+            raise NotApproved("the owner has decided about this plan before; only the owner decides again")
+        return self._approve(report, "approved by policy, auto_approve_epsilon", None)
 
     def deny(self, code: str, reason: str) -> Decision:
-        """Deny with a reason that the scientist is told."""
-        return self._decide(code, self.review(code), "denied", reason)
+        """Deny with a reason that the scientist is told; an approval is taken back as ``revoke`` does.
 
-    def enrol(self, cards: Sequence[Signed]) -> Registry:
-        """Accept the owners whose fingerprints this owner has compared; the first of them makes the shared HE key.
-
-        Raises: SignatureInvalid when this owner's own card is not among them, OrderRefused after an earlier enrolment.
+        Raises: PlanError for code that is no plan.
         """
-        registry, home = build_registry(cards), self.home
-        if registry.card(home.owner).signing_key != public_hex(home.identity.signing_key):
-            raise SignatureInvalid(f"the registry shows another key for {home.owner} than its own")
-        path = home.folder / "registry.json"
-        if path.exists() and home.registry != registry:
-            raise OrderRefused(f"{home.owner} has enrolled with other owners before; changing them needs a new home")
-        if registry.cards[0].owner == home.owner and not (home.folder / "keys" / "he_secret.bin").exists():
-            self._deal_key(registry)
-        write_atomically(path, registry.canonical())
-        return registry
+        return self._refuse(code, "denied", reason)
 
-    def envelopes(self) -> list[Signed]:
-        """The sealed HE keys for the other owners; only the dealer has any. The relaying scientist cannot read them."""
-        path = self.home.folder / "keys" / "envelopes.json"
-        return [Signed.model_validate(item) for item in json.loads(path.read_bytes())] if path.exists() else []
+    def revoke(self, code: str, reason: str) -> Decision:
+        """Take an approval back at once: its orders are dead, also those that all owners have closed; spends stay.
 
-    def take_envelope(self, envelope: Signed) -> None:
-        """Accept the HE key sealed for this owner by the dealer of the registry.
-
-        Raises: SignatureInvalid, CiphertextInvalid, KeyMissing before enrolment, OrderRefused if a different key is held.
+        What was opened before stays opened. Approving again admits new orders but revives none.
+        Raises: NotApproved when there is no approval to take back.
         """
-        home = self.home
-        key = unseal_key(envelope, home.owner, home.identity, home.registry)
-        try:
-            if home.secret_key != key:
-                raise OrderRefused(f"{home.owner} already holds another encryption key")
-        except KeyMissing:
-            write_atomically(home.folder / "keys" / "he_secret.bin", key)
+        decision = self.approvals.of_plan(_plan_digest(code))
+        if decision is None or decision.verdict != "approved":
+            raise NotApproved("there is no approval of this request to revoke; deny it instead")
+        return self._refuse(code, "revoked", reason)
 
-    def _deal_key(self, registry: Registry) -> None:
-        home, key = self.home, generate_secret_key()
-        sealed = [
-            seal_key(key, home.owner, card.owner, home.identity, registry).model_dump(mode="json")
-            for card in registry.cards
-            if card.owner != home.owner
-        ]
-        write_atomically(home.folder / "keys" / "envelopes.json", json.dumps(sealed))
-        write_atomically(home.folder / "keys" / "he_secret.bin", key)
+    def tidy(self) -> int:
+        """Delete blobs past ``retention_days``; returns how many."""
+        return delete_old(self.blobs, self.orders, self.home.domain.policy.retention_days)
 
-    def _decide(self, code: str, report: Review, verdict: Verdict, reason: str) -> Decision:
+    def _approve(self, report: Review, reason: str, days: int | None) -> Decision:
+        check_approvable(report)
+        expires = int(time.time()) + (days or self.home.domain.policy.approval_days) * DAY
+        plan, corpus = template.signed_plan_of(report.code), card_of(self.home).corpus
+        return self.approvals.record(plan, report.code_sha256, corpus, "approved", reason, expires)
+
+    def _refuse(self, code: str, verdict: Verdict, reason: str) -> Decision:
         plan, corpus = template.signed_plan_of(code), card_of(self.home).corpus
-        return self.approvals.record(plan, report.code_sha256, corpus, verdict, reason)
+        with self.orders.lock:
+            decision = self.approvals.record(plan, template.code_digest(code), corpus, verdict, reason)
+            self.rounds.withdraw(decision.training_plan.digest(), reason)
+        return decision
+
+
+def _plan_digest(code: str) -> str:
+    return TrainingPlan.parse(template.signed_plan_of(code).body).digest()
+
+
+def _told(decision: Decision) -> dict[str, Any]:
+    name = decision.training_plan.name
+    return {"plan": name, "verdict": decision.verdict, "reason": decision.reason, "expires": decision.expires}

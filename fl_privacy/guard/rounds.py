@@ -1,143 +1,194 @@
-"""One order's way through the guard: admit, reserve, train, protect, sign; later, open the cohort's sum once.
+"""An order's way to a sealed update: admit, pay and train, or take over an update that was paid for; protect; sign.
 
-An order is known by its digest and has one folder. The folder is made before the reserve and the receipt is its last file, so
-whatever is found after a crash is either finished or failed; nothing is ever trained or paid for twice.
+An update is trained and paid for once. While no survivor list was signed for it, a later attempt at the same round takes it
+over and protects it with fresh masks; the attempt that it came from is dead from then on (``guard.closing`` refuses it).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import logging
+import os
+import signal
 import threading
 import time
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from fl_privacy.encryption.registry import verify_receipts
-from fl_privacy.encryption.secret_sum import open_sum, protect_update
-from fl_privacy.errors import AlreadyOpened, FlPrivacyError, OrderFailed, OrderRefused, from_wire, to_wire
-from fl_privacy.guard import worker
-from fl_privacy.guard.admission import check_order, decision_for, round_spend
+import numpy as np
+
+from fl_privacy.encryption.agreement import commit
+from fl_privacy.encryption.secret_sum import protect_update
+from fl_privacy.errors import FlPrivacyError, OrderFailed, OrderRefused, to_wire
+from fl_privacy.guard import sandbox, worker
+from fl_privacy.guard.admission import check_order, check_paid_for, decision_for, key_of, round_spend
 from fl_privacy.guard.approvals import Approvals
 from fl_privacy.guard.blobs import Blobs
 from fl_privacy.guard.corpus import card_of, check_digest
-from fl_privacy.guard.home import GuardHome, write_atomically, write_json
-from fl_privacy.messages import OpenedSum, OpenRequest, RoundOrder, Signed, UpdateReceipt, sign
-from fl_privacy.parameters import flatten, from_bytes
+from fl_privacy.guard.files import write_atomically, write_json
+from fl_privacy.guard.home import GuardHome
+from fl_privacy.guard.orders import OrderFolder, Orders, move_update
+from fl_privacy.guard.policy import check_scientist
+from fl_privacy.messages import RoundOrder, Signed, UpdateReceipt, sign
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.entries import Spend
 
+_log = logging.getLogger(__name__)
+
+PATIENCE = 0.5  # seconds after which an order that waits for its turn looks whether it is still wanted
+
 
 class Rounds:
-    """All orders of one guard."""
+    """The orders of one guard, from admission to receipt."""
 
-    def __init__(self, home: GuardHome, approvals: Approvals, blobs: Blobs) -> None:
-        self.home, self.approvals, self.blobs = home, approvals, blobs
-        self._admitting = threading.Lock()
-        self._opening = threading.Lock()
+    def __init__(
+        self, home: GuardHome, approvals: Approvals, blobs: Blobs, orders: Orders, isolation: sandbox.Isolation
+    ) -> None:
+        self.home, self.approvals, self.blobs, self.orders, self.isolation = home, approvals, blobs, orders, isolation
         self._training = threading.Lock()  # one training at a time: the machine has one accelerator's worth of memory
         self._steps: dict[str, tuple[int, int]] = {}  # orders that are in work now
         self._pids: dict[str, int] = {}
+        self._stopped: dict[str, str] = {}  # orders in work that the owner has stopped, and why
 
     def place(self, signed: Signed) -> dict[str, Any]:
-        """Admit an order, reserve its spend and start it; the same order again only reports its state.
+        """Admit an order and start it; the same order again only reports its state. Earlier orders of the plan are dead then.
 
-        Raises: AdmissionError, BudgetExceeded, SignatureInvalid, KeyMissing: nothing was reserved or trained.
+        Raises: AdmissionError, BudgetExceeded, SignatureInvalid, KeyMissing: nothing was reserved, trained or superseded.
+        Privacy: reserves the spend before the first gradient, but for an update that an earlier attempt has paid for.
         """
         order, decision = decision_for(signed, self.approvals)
-        digest = order.digest()
-        with self._admitting:
-            if self._folder(digest).exists():
-                return self.state(digest)
-            home = self.home
-            card, registry = card_of(home), home.registry
-            home.secret_key  # noqa: B018 - fail before any spend if the key never arrived
-            earlier = self._orders_of(order.plan)
-            plan = check_order(order, decision, home.domain, card, registry, earlier, self.blobs.inbox)
-            check_digest(home)
-            spend = round_spend(plan, card.declared_size)
-            self._reserve(digest, signed, order.plan, spend)
-            self._steps[digest] = (0, plan.local_steps)
-        threading.Thread(target=self._work, args=(digest, order, plan, spend), name=f"order-{digest[:8]}").start()
-        return self.state(digest)
+        folder = self.orders.folder(order.digest())
+        with self.orders.lock:
+            if folder.path.exists():
+                return self.state(folder.digest)
+            earlier = self.orders.of_plan(order.plan)
+            past_orders = [past.order for past in earlier]
+            plan = check_order(order, decision, self.home, past_orders, self.blobs.inbox, self.isolation)
+            spend = None
+            if source := reusable(order, earlier):
+                folder.create(signed)
+                move_update(source, folder)
+            else:
+                spend = self._pay(folder, signed, plan, earlier)
+            for past in earlier:
+                self._abandon(past)
+            self._steps[folder.digest] = (0, plan.local_steps)
+        threading.Thread(target=self._work, args=(folder, order, plan, spend), name=f"order-{folder.digest[:8]}").start()
+        return self.state(folder.digest)
 
     def state(self, digest: str) -> dict[str, Any]:
         """``state`` (training, sealed, failed), ``step``, ``steps``, ``receipt``, ``error``. Raises: OrderRefused."""
-        folder = self._folder(digest)
-        if not folder.exists():
+        folder = self.orders.folder(digest)
+        if not folder.path.exists():
             raise OrderRefused(f"order {digest[:16]}… was never admitted here")
         answer: dict[str, Any] = {"digest": digest, "state": "failed", "step": 0, "steps": 0, "receipt": None, "error": None}
         steps = self._steps.get(digest)  # read before the files: the receipt is written before the order leaves _steps
-        if (folder / "receipt.json").exists():
-            answer |= {"state": "sealed", "receipt": json.loads((folder / "receipt.json").read_bytes())}
-        elif (folder / "error.json").exists():
-            answer["error"] = json.loads((folder / "error.json").read_bytes())
+        failed = folder.path / "error.json"
+        if folder.is_revoked:
+            answer["error"] = to_wire(OrderFailed("the owner revoked its approval; this order is dead, and its spend stays"))
+        elif folder.is_sealed:
+            answer |= {"state": "sealed", "receipt": folder.receipt.model_dump(mode="json")}
+        elif failed.exists():
+            answer["error"] = json.loads(failed.read_bytes())
         elif steps is not None:
             answer |= {"state": "training", "step": steps[0], "steps": steps[1]}
         else:
-            interrupted = OrderFailed("the guard stopped in the middle of this order; its spend stays; send a new attempt")
+            told = "the guard stopped, or its disk failed, in the middle of this order; what was spent stays spent"
+            interrupted = OrderFailed(f"{told}; send a new attempt")
             answer["error"] = to_wire(interrupted)
         return answer
 
-    def open(self, request: OpenRequest) -> Signed:
-        """Open the sum of an order's whole cohort, once; the same request again returns the stored answer.
+    def stop_order(self, digest: str, reason: str) -> None:
+        """End an order's training; it fails and is voided, and its spend stays. Raises: OrderRefused when it is not in work."""
+        with self.orders.lock:
+            folder = self.orders.folder(digest)
+            if digest not in self._steps or folder.is_sealed:
+                raise OrderRefused(f"order {digest[:16]}… is not in training here; to keep a sealed one shut, revoke its plan")
+            folder.stop(reason)
+            self._stop(digest, f"stopped by the owner: {reason}")
 
-        The request is written down before anything is decrypted, so that a sum that fails its checks cannot be followed by
-        another try: BFV is not safe against chosen ciphertexts. Raises: EncryptionError, AdmissionError, MessageError.
-        """
-        order, _ = decision_for(request.order, self.approvals)
-        folder = self._folder(order.digest())
-        with self._opening:
-            if self.state(order.digest())["state"] != "sealed":
-                raise OrderRefused(f"{self.home.owner} has no finished update for order {order.digest()[:16]}…")
-            verify_receipts(order, request.receipts, self.home.registry)
-            total = self.blobs.read(request.total)
-            opening, opened = folder / "opening.json", folder / "opened.json"
-            if opening.exists():
-                if OpenRequest.parse(opening.read_bytes()) != request:
-                    raise AlreadyOpened(f"order {order.digest()[:16]}… was opened with another sum; it is never opened twice")
-                if opened.exists():
-                    return Signed.parse(opened.read_bytes())
-                raise self._stored_error(folder, "opening")
-            write_atomically(opening, request.canonical())
-            return self._open_once(order, request, total, folder)
+    def withdraw(self, plan: str, reason: str) -> None:
+        """Make all unopened orders of a plan (digest) dead for good and end their training. Hold ``orders.lock``."""
+        for folder in self.orders.of_plan(plan):
+            if folder.digest in self._steps:
+                self._stop(folder.digest, f"revoked by the owner: {reason}")
+            folder.revoke(reason)
 
     def stop(self) -> None:
         """Kill running workers; their orders are found failed at the next start."""
-        import os
-        import signal
+        for digest in list(self._pids):
+            self._kill_worker(digest)
 
-        for pid in list(self._pids.values()):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-
-    def _reserve(self, digest: str, signed: Signed, plan: str, spend: Spend) -> None:
-        folder = self._folder(digest)
-        folder.mkdir(mode=0o700)
-        write_atomically(folder / "order.json", signed.canonical())
+    def _pay(self, folder: OrderFolder, signed: Signed, plan: TrainingPlan, earlier: Sequence[OrderFolder]) -> Spend:
+        """Admit an order that needs training. Raises: OrderRefused, BudgetExceeded, CorpusError; then it is not admitted."""
+        ledger = self.home.ledger
+        check_paid_for(plan, sum(past.digest in ledger.orders for past in earlier))
+        check_digest(self.home)
+        spend = round_spend(plan, card_of(self.home).declared_size)
+        check_scientist(self.home, signed.signer, spend)
+        folder.create(signed)
         try:
-            self.home.ledger.reserve(digest, plan, spend)
+            ledger.reserve(folder.digest, plan.digest(), spend)
         except FlPrivacyError:
-            shutil.rmtree(folder)
+            if folder.digest not in ledger.orders:  # else it is paid for, and only what follows the entry went wrong
+                folder.remove()
             raise
+        return spend
 
-    def _work(self, digest: str, order: RoundOrder, plan: TrainingPlan, spend: Spend) -> None:
-        folder = self._folder(digest)
+    def _abandon(self, folder: OrderFolder) -> None:
+        """A later order was admitted: this one will never be closed, and what it still trains would be of no use."""
+        self._kill_worker(folder.digest)
+        folder.forget_secrets()
+
+    def _stop(self, digest: str, reason: str) -> None:
+        self._stopped[digest] = reason[:500]
+        self._kill_worker(digest)
+
+    def _kill_worker(self, digest: str) -> None:
         try:
-            with self._training:
-                receipt = self._train_and_protect(digest, order, plan, spend, folder)
-            write_atomically(folder / "receipt.json", receipt.canonical())
-        except FlPrivacyError as error:
-            self.home.ledger.void(digest, type(error).__name__)
-            write_json(folder / "error.json", to_wire(error))
-        finally:
-            self._steps.pop(digest, None)
-            self._pids.pop(digest, None)
+            if digest in self._pids:
+                os.kill(self._pids[digest], signal.SIGKILL)
+        except (KeyError, ProcessLookupError):
+            return  # it has just ended by itself
 
-    def _train_and_protect(self, digest: str, order: RoundOrder, plan: TrainingPlan, spend: Spend, folder: Path) -> Signed:
-        home = self.home
+    def _work(self, folder: OrderFolder, order: RoundOrder, plan: TrainingPlan, spend: Spend | None) -> None:
+        try:
+            with self._turn(folder):
+                seconds = self._train(folder, order, plan, spend) if spend else 0.0
+                self._seal(folder, order, seconds)
+        except FlPrivacyError as error:
+            if not folder.is_sealed:  # else only the disk's last word on the receipt was bad
+                self._fail(folder, error)
+        finally:
+            for told in (self._steps, self._pids, self._stopped):
+                told.pop(folder.digest, None)
+
+    def _fail(self, folder: OrderFolder, error: FlPrivacyError) -> None:
+        """Write down how an order ended; a disk that does not take it leaves the order as after a crash."""
+        folder.forget_secrets()
+        stopped = self._stopped.get(folder.digest)
+        try:
+            if self.home.ledger.orders.get(folder.digest) == "reserved":
+                self.home.ledger.void(folder.digest, stopped or type(error).__name__)
+            write_json(folder.path / "error.json", to_wire(OrderFailed(f"{stopped}; its spend stays") if stopped else error))
+        except FlPrivacyError as problem:
+            _log.error("order %s failed (%s), which could not be written down: %s", folder.digest[:8], error, problem)
+
+    @contextmanager
+    def _turn(self, folder: OrderFolder) -> Iterator[None]:
+        """Wait for the machine. Raises: OrderFailed when the order is no longer wanted, also while it waits."""
+        while not self._training.acquire(timeout=PATIENCE):
+            self._check_current(folder)
+        try:
+            self._check_current(folder)
+            yield
+        finally:
+            self._training.release()
+
+    def _train(self, folder: OrderFolder, order: RoundOrder, plan: TrainingPlan, spend: Spend) -> float:
+        """Leave the trained update in the order's folder; returns seconds."""
+        clock, home = time.perf_counter(), self.home
         job = worker.Job(
             plan=plan,
             round=order.round,
@@ -146,63 +197,74 @@ class Rounds:
             corpus=str(home.folder / "corpus" / "rows.jsonl"),
             weights=str(self.blobs.inbox / order.model),
             vocabulary=str(self.blobs.inbox / plan.model.vocabulary),
+            tensors=order.tensors,
+            update=str(folder.update),
+            unit=home.ledger.opening.unit,
+            require_isolation=home.domain.policy.require_isolation,
         )
-        clock = time.perf_counter()
-        blob = worker.start(
+        worker.run(
             job,
-            folder,
-            lambda step, steps: self._steps.__setitem__(digest, (step, steps)),
-            lambda pid: self._pids.__setitem__(digest, pid),
+            lambda step, steps: self._steps.__setitem__(folder.digest, (step, steps)),
+            lambda pid: self._started(folder, pid),
         )
-        trained = time.perf_counter()
-        update = flatten(from_bytes(blob), order.tensors)
-        ciphertext = protect_update(update, order, home.owner, home.identity, home.registry, home.secret_key)
-        home.ledger.commit(digest)
-        statement = home.ledger.statement()
-        receipt = UpdateReceipt(
-            order=digest,
-            owner=home.owner,
-            ciphertext=self.blobs.publish(ciphertext),
-            ciphertext_bytes=len(ciphertext),
-            training_seconds=float(round(trained - clock)),  # coarse: it depends a little on how long the records are
-            encryption_seconds=time.perf_counter() - trained,
-            epsilon_spent=statement.epsilon_spent,
-            epsilon_budget=statement.epsilon_budget,
-            delta=statement.delta,
-            ledger_head=statement.head,
+        self._pids.pop(folder.digest, None)
+        return time.perf_counter() - clock
+
+    def _started(self, folder: OrderFolder, pid: int) -> None:
+        self._pids[folder.digest] = pid
+        if folder.digest in self._stopped or self.orders.is_superseded(folder):  # before its pid was known
+            self._kill_worker(folder.digest)
+
+    def _seal(self, folder: OrderFolder, order: RoundOrder, training_seconds: float) -> None:
+        """Protect the update for this order, once, and sign the receipt."""
+        clock, home = time.perf_counter(), self.home
+        with self.orders.lock:
+            self._check_current(folder)  # or the update may have been deleted
+            update, self_mask = np.fromfile(folder.update, "<f4"), b""
+        committed = None
+        if order.encoding.scheme != "ckks":
+            self_mask = folder.new_self_mask()
+            committed = commit(self_mask, folder.digest, home.owner)
+        key, registry = key_of(order, home), home.registry
+        ciphertext, size = self.blobs.publish(
+            lambda file: protect_update(update, order, home.owner, home.identity, registry, key, self_mask, file)
         )
-        return sign(receipt, home.identity.signing_key)
+        seconds = time.perf_counter() - clock
+        with self.orders.lock:
+            self._check_current(folder)
+            if folder.digest in home.ledger.orders:
+                home.ledger.commit(folder.digest)
+            statement = home.ledger.statement()
+            receipt = UpdateReceipt(
+                order=folder.digest,
+                owner=home.owner,
+                ciphertext=ciphertext,
+                self_mask=committed,
+                ciphertext_bytes=size,
+                training_seconds=float(round(training_seconds)),  # coarse: it depends a little on how long the records are
+                encryption_seconds=seconds,
+                epsilon_spent=statement.epsilon_spent,
+                epsilon_budget=statement.epsilon_budget,
+                delta=statement.delta,
+                ledger_head=statement.head,
+            )
+            write_atomically(folder.path / "receipt.json", sign(receipt, home.identity.signing_key).canonical())
 
-    def _open_once(self, order: RoundOrder, request: OpenRequest, total: bytes, folder: Path) -> Signed:
-        clock = time.perf_counter()
-        try:
-            values = open_sum(total, order, self.home.secret_key)
-        except FlPrivacyError as error:
-            write_json(folder / "opening-error.json", to_wire(error))
-            raise
-        opened = OpenedSum(
-            order=order.digest(),
-            owner=self.home.owner,
-            total=request.total,
-            values=self.blobs.publish(values.astype("<f4").tobytes()),
-            decryption_seconds=time.perf_counter() - clock,
-        )
-        signed = sign(opened, self.home.identity.signing_key)
-        write_atomically(folder / "opened.json", signed.canonical())
-        return signed
+    def _check_current(self, folder: OrderFolder) -> None:
+        if folder.digest in self._stopped:
+            raise OrderFailed(self._stopped[folder.digest])
+        if self.orders.is_superseded(folder):
+            raise OrderFailed("a later order of the plan was placed before this one was sealed; its spend stays")
 
-    def _stored_error(self, folder: Path, step: str) -> FlPrivacyError:
-        stored = folder / f"{step}-error.json"
-        if stored.exists():
-            return from_wire(json.loads(stored.read_bytes()))
-        return OrderFailed("the guard stopped while it opened this sum; it is never opened again; send a new attempt")
 
-    def _orders_of(self, plan: str) -> list[RoundOrder]:
-        found = [
-            RoundOrder.parse(Signed.parse(path.read_bytes()).body)
-            for path in (self.home.folder / "rounds").glob("*/order.json")
-        ]
-        return [order for order in found if order.plan == plan]
+def reusable(order: RoundOrder, earlier: Sequence[OrderFolder]) -> OrderFolder | None:
+    """The earlier order whose trained update ``order`` may take over at no cost, if there is one.
 
-    def _folder(self, digest: str) -> Path:
-        return self.home.folder / "rounds" / digest
+    Only the last one, at the same round, from the same model, and only while no survivor list was signed for its update: then
+    its self-mask will never be revealed, and what it sent stays uniformly random to everybody.
+    """
+    if not earlier:
+        return None
+    last, past = earlier[-1], earlier[-1].order
+    is_same_training = (past.round, past.model, past.tensors) == (order.round, order.model, order.tensors)
+    return last if is_same_training and last.is_sealed and not last.is_closed and last.update.exists() else None

@@ -1,29 +1,36 @@
 """The training worker: a process of its own that sees the corpus and one order's job, and no key.
 
 Workers are forked from a server process that has imported torch and never held anything of the guard's memory, so that an order
-does not wait for imports. What a worker tells goes through one pipe as JSON: steps done, or why it refused.
+does not wait for imports. A worker reads its inputs, opens its output, and then locks itself in (``guard.sandbox``). It tells
+how well it is isolated, steps done, or why it refused, through one pipe as JSON.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pydantic import ConfigDict
 
-from fl_privacy.errors import FlPrivacyError, OrderFailed, from_wire, to_wire
-from fl_privacy.guard.corpus import load_rows
-from fl_privacy.messages import Message
-from fl_privacy.parameters import from_bytes, to_bytes
+from fl_privacy.errors import FlPrivacyError, OrderFailed, PolicyRefused, from_wire, to_wire
+from fl_privacy.guard import sandbox
+from fl_privacy.guard.corpus import load_records
+from fl_privacy.messages import Message, PrivacyUnit, TensorSpec
+from fl_privacy.parameters import flatten, from_bytes
 from fl_privacy.plan import TrainingPlan
 
-UPDATE = "update.safetensors"
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS")
 
+LONGEST_SILENCE = 3600.0  # seconds without a step; a step of the largest plan on a slow machine takes minutes
+EVEN_STEPS = 1.0  # seconds; how long custom code takes may tell of single records, so its steps are drawn out to whole ones
+
+_log = logging.getLogger(__name__)
 _workers = multiprocessing.get_context("forkserver")
 _workers.set_forkserver_preload(["fl_privacy.guard.worker", "fl_privacy.learning.local_training"])
 
@@ -40,63 +47,105 @@ class Job(Message):
     corpus: str
     weights: str
     vocabulary: str
+    tensors: tuple[TensorSpec, ...]
+    update: str
+    unit: PrivacyUnit = "record"
+    require_isolation: bool = False
 
 
-def start(job: Job, folder: Path, on_step: Callable[[int, int], None], started: Callable[[int], None]) -> bytes:
-    """Run a worker and return the update's safetensors bytes; the copy on disk is removed.
+def run(job: Job, on_step: Callable[[int, int], None], started: Callable[[int], None]) -> None:
+    """Run a worker to its end, which leaves the update in ``job.update``: float32, little-endian, in the order of ``tensors``.
 
     Args: ``started`` gets the worker's pid. Raises: the worker's own FlPrivacyError, or OrderFailed if it died.
     """
     ours, theirs = _workers.Pipe(duplex=False)
-    worker = _workers.Process(target=_run, args=(job.canonical(), str(folder), theirs), daemon=True)
+    worker = _workers.Process(target=_run, args=(job.canonical(), theirs), daemon=True)
     worker.start()
     theirs.close()
     started(worker.pid or 0)
-    refusal = _listen(ours, on_step)
-    worker.join()
+    try:
+        refusal = _listen(ours, on_step)
+    except TimeoutError:
+        worker.kill()
+        raise OrderFailed(f"the training worker was silent for {LONGEST_SILENCE:.0f} s and was ended; plan less work") from None
+    finally:
+        worker.join()
     if refusal is not None:
         raise refusal
     if worker.exitcode != 0:
         raise OrderFailed(f"the training worker ended with code {worker.exitcode}; send a new attempt")
-    update = (folder / UPDATE).read_bytes()
-    (folder / UPDATE).unlink()
-    return update
 
 
 def _listen(pipe: Connection, on_step: Callable[[int, int], None]) -> FlPrivacyError | None:
     refusal = None
     with pipe:
         while True:
+            if not pipe.poll(LONGEST_SILENCE):
+                raise TimeoutError
             try:
                 told = json.loads(pipe.recv_bytes())
             except EOFError:
                 return refusal
             if "error" in told:
                 refusal = from_wire(told)
+            elif "isolation" in told:
+                if set(told["isolation"].values()) != {"isolated"}:
+                    _log.warning("a training worker is not wholly isolated on this system: %s", told["isolation"])
             else:
                 on_step(told["step"], told["steps"])
 
 
-def _run(job_bytes: bytes, folder: str, pipe: Connection) -> None:
+def _run(job_bytes: bytes, pipe: Connection) -> None:
     """What the forked process does; returning is success."""
     from fl_privacy.learning.local_training import train_update
 
     _forget_surroundings()
-    job = Job.parse(job_bytes)
+    job, tell = Job.parse(job_bytes), _Teller(pipe)
     try:
-        update = train_update(
-            job.plan,
-            job.round,
-            from_bytes(Path(job.weights).read_bytes()),
+        rows, weights, vocabulary = (
+            load_records(Path(job.corpus), job.unit),
+            Path(job.weights).read_bytes(),
             Path(job.vocabulary).read_bytes(),
-            load_rows(Path(job.corpus)),
-            job.declared_size,
-            job.noise_multiplier,
-            lambda step, steps: pipe.send_bytes(json.dumps({"step": step, "steps": steps}).encode()),
         )
-        (Path(folder) / UPDATE).write_bytes(to_bytes(update))
+        with open(os.open(job.update, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            isolation = sandbox.enter(Path(job.corpus))
+            tell(isolation=isolation.model_dump())
+            if job.require_isolation and isolation.missing:
+                raise PolicyRefused(f"policy, require_isolation = true: this worker's {isolation.missing} is not isolated")
+            on_step = tell.step if job.plan.task == "mlm" else tell.even_step
+            update = train_update(
+                job.plan,
+                job.round,
+                from_bytes(weights),
+                vocabulary,
+                rows.texts,
+                job.declared_size,
+                job.noise_multiplier,
+                on_step,
+                rows.subjects,
+            )
+            file.write(flatten(update, job.tensors).astype("<f4", copy=False).data)  # tofile() overlooks a full disk
     except FlPrivacyError as error:
-        pipe.send_bytes(json.dumps(to_wire(error)).encode())
+        tell(**to_wire(error))
+
+
+class _Teller:
+    """The worker's end of the pipe."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._last = pipe, time.monotonic()
+
+    def __call__(self, **told: object) -> None:
+        self._pipe.send_bytes(json.dumps(told).encode())
+
+    def step(self, step: int, steps: int) -> None:
+        self(step=step, steps=steps)
+
+    def even_step(self, step: int, steps: int) -> None:
+        """Tell of a step at the next whole EVEN_STEPS since the last one."""
+        time.sleep(-(time.monotonic() - self._last) % EVEN_STEPS)
+        self._last = time.monotonic()
+        self.step(step, steps)
 
 
 def _forget_surroundings() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import BertForMaskedLM
 
 from fl_privacy.errors import ModelError, PlanError
+from fl_privacy.learning.custom_task import CustomTask, custom_losses
 from fl_privacy.learning.models import build_model
 from fl_privacy.learning.optimisation import plan_optimizer
 from fl_privacy.learning.tasks import Masking, encode, per_example_loss
@@ -31,17 +32,19 @@ def train_update(
     declared_size: int,
     noise_multiplier: float,
     on_step: Callable[[int, int], None],
+    subjects: Sequence[int] | None = None,
 ) -> Parameters:
     """Take ``plan.local_steps`` DP-SGD steps on an owner's texts.
 
     Args: parameters is the whole global model; declared_size is the owner's public corpus size, which sets the sample rate;
-        on_step(done, steps) is called after each step. The optimizer is fresh; warm-up and decay count the steps of the
-        whole run.
+        on_step(done, steps) is called after each step; subjects, the number of each text's subject, makes subjects the
+        units: declared_size counts them then. The optimizer is fresh; warm-up and decay count the steps of the whole run.
     Returns: local - global, float32, the trainable tensors only, not yet weighted.
     Raises: PrivacyError when no noise is asked for, PlanError, ModelError.
     Privacy: the result satisfies what an accountant says of ``local_steps`` Poisson-subsampled Gaussian steps at
-        ``plan.sample_rate(declared_size)`` and ``noise_multiplier``, for adding or removing one text. Texts are
-        used for nothing else; dropout and masks are drawn for each example alone.
+        ``plan.sample_rate(declared_size)`` and ``noise_multiplier``, for adding or removing one text, or
+        with ``subjects`` one subject with all its texts. Texts are used for nothing else; dropout and masks are drawn for
+        each example alone.
     """
     settings = DPSettings(
         noise_multiplier=noise_multiplier,
@@ -56,29 +59,49 @@ def train_update(
     freeze_except(model, specs)
     trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     optimizer, schedule = plan_optimizer(plan, model, order_round * plan.local_steps)
-    losses, rows = _losses(model, plan, vocabulary, texts)
+    losses, order = _losses(model, plan, vocabulary, texts)
+    owners = None if subjects is None else [subjects[index] for index in order]
 
     def after_step(step: int) -> None:
         schedule.step()
         on_step(step + 1, plan.local_steps)
 
     with _unseeded(), _without_bias_alias(model):
-        train_privately(model, optimizer, settings, rows=rows, steps=plan.local_steps, losses=losses, after_step=after_step)
+        train_privately(
+            model,
+            optimizer,
+            settings,
+            rows=len(order),
+            subjects=owners,
+            steps=plan.local_steps,
+            losses=losses,
+            after_step=after_step,
+        )
     return {spec.name: _difference(spec.name, trained[spec.name], parameters) for spec in specs}
 
 
 def _losses(
     model: BertForMaskedLM, plan: TrainingPlan, vocabulary: bytes, texts: Sequence[str]
-) -> tuple[Callable[[NDArray[np.int64]], Tensor], int]:
+) -> tuple[Callable[[NDArray[np.int64]], Tensor], list[int]]:
+    """The losses of rows sorted by length, so that neighbours in a sample need little padding, and that order of ``texts``."""
     tokenizer = tokenizer_of(vocabulary)
-    # Sorted by length, so that neighbours in a sample need little padding; a Poisson sample does not know the order.
-    rows = sorted(encode(tokenizer, texts, plan.max_length), key=len)
+    if plan.task == "custom":
+        task, order = CustomTask(plan.custom_task, tokenizer, plan.max_length), _by_length(texts)
+        sorted_texts = [texts[index] for index in order]
+        return custom_losses(model, task, sorted_texts, tokenizer.pad_token_id, plan.max_length), order
+    encoded = encode(tokenizer, texts, plan.max_length)
+    order = _by_length(encoded)
+    rows = [encoded[index] for index in order]
     masking, generator = Masking(tokenizer, plan.mask_probability), np.random.default_rng()
 
     def losses(indices: NDArray[np.int64]) -> Tensor:
         return per_example_loss(model, masking.random_batch([rows[index] for index in indices], generator))
 
-    return losses, len(rows)
+    return losses, order
+
+
+def _by_length(rows: Sequence[Sized]) -> list[int]:
+    return sorted(range(len(rows)), key=lambda index: len(rows[index]))
 
 
 @contextmanager

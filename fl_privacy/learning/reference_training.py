@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fl_privacy.errors import PlanError
 from fl_privacy.learning.models import build_model, parameters_of
 from fl_privacy.learning.optimisation import plan_optimizer
 from fl_privacy.learning.tasks import Masking, batches, encode, per_example_loss
@@ -28,16 +29,18 @@ def train_without_privacy(
     steps: int | None = None,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
 ) -> Parameters:
-    """Train with the plan's task, optimizer and schedule, but NO clipping, NO noise, and NO PRIVACY AT ALL.
+    """Masked language modelling with the plan's optimizer and schedule, but NO clipping, NO noise, and NO PRIVACY AT ALL.
 
     For public text and for experiments on data that may be pooled. No guard imports this module.
 
     Args: each step takes ``plan.batch_size`` different texts (all, if there are fewer); generator draws batches and masks;
         steps defaults to the rest of the run after ``first_step``; on_step(done, steps) is called after each step.
     Returns: the whole model's parameters.
-    Raises: ModelError.
+    Raises: ModelError; PlanError when the plan has a custom task.
     Privacy: none. The result can hold the texts word for word.
     """
+    if plan.task != "mlm":
+        raise PlanError(f"task: the reference run knows masked language modelling only, not {plan.task!r}")
     model = build_model(plan.model, vocabulary, parameters)
     freeze_except(model, trainable_specs(model, plan.trainable))
     optimizer, schedule = plan_optimizer(plan, model, first_step)

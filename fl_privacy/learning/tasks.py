@@ -86,26 +86,19 @@ class Masking:
         Args: rows are the token ids of at least one example; draws is (3, B, T) uniform on [0, 1): which tokens are chosen,
             what becomes of them, and which random token.
         """
-        ids, attended = self._padded(rows)
+        ids, attended = padded(rows, self.tokenizer.pad_token_id)
         special = np.isin(ids, self.tokenizer.all_special_ids)
         chosen = (draws[0] < self.probability) & attended & ~special
         hidden = ids.copy()
         hidden[chosen & (draws[1] < self.mask_share)] = self.tokenizer.mask_token_id
         replaced = chosen & (draws[1] >= self.mask_share) & (draws[1] < self.mask_share + self.random_share)
         hidden[replaced] = self._ordinary[(draws[2][replaced] * len(self._ordinary)).astype(np.int64)]
-        places, labels = _gather(ids, chosen)
+        places, labels = gather(ids, chosen)
         return MaskedBatch(*map(torch.from_numpy, (hidden, attended.astype(np.int64), places, labels)))
 
     def random_batch(self, rows: Sequence[NDArray[np.int32]], generator: np.random.Generator) -> MaskedBatch:
         """``batch`` with fresh draws."""
         return self.batch(rows, generator.random((3, len(rows), max(map(len, rows)))))
-
-    def _padded(self, rows: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        lengths = np.array([len(row) for row in rows])
-        attended = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.full(attended.shape, self.tokenizer.pad_token_id, dtype=np.int64)
-        ids[attended] = np.concatenate(rows)
-        return ids, attended
 
 
 def masked_logits(model: BertForMaskedLM, batch: MaskedBatch) -> Tensor:
@@ -144,7 +137,17 @@ def batches(count: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _gather(ids: NDArray[np.int64], chosen: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def padded(rows: Sequence[NDArray[np.int32]], filler: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Rows as one (B, T) array, filled up with ``filler``, and where it holds a row's own values."""
+    lengths = np.array([len(row) for row in rows])
+    attended = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(attended.shape, filler, dtype=np.int64)
+    ids[attended] = np.concatenate(rows)
+    return ids, attended
+
+
+def gather(ids: NDArray[np.int64], chosen: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions and values of the chosen entries of (B, T) ids, each (B, M); values are IGNORED where a row has fewer."""
     counts = chosen.sum(axis=1)
     filled = np.arange(max(int(counts.max()), 1)) < counts[:, None]
     places = np.zeros(filled.shape, dtype=np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from fl_privacy.errors import PrivacyError
 from fl_privacy.privacy.randomness import OwnerRandomness
+from fl_privacy.privacy.sampling import Units
 
 _LARGEST_PART = 32  # examples in one pass; more are no faster
 _MEMORY = 1 << 27  # bytes of per-example gradients in one pass; larger blocks are mapped anew each time, which is slower
@@ -27,9 +28,9 @@ _MEMORY = 1 << 27  # bytes of per-example gradients in one pass; larger blocks a
 class DPSettings:
     """The mechanism whose steps an accountant counts.
 
-    Privacy: one step is a Gaussian mechanism with noise ``noise_multiplier * max_grad_norm`` on a sum in which one record has
+    Privacy: one step is a Gaussian mechanism with noise ``noise_multiplier * max_grad_norm`` on a sum in which one unit has
         norm at most ``max_grad_norm``, over a Poisson sample at ``sample_rate``; neighbours differ by adding or removing
-        one record.
+        one unit: a record, or a subject with all its records (``privacy.sampling``).
     """
 
     noise_multiplier: float
@@ -53,6 +54,7 @@ def train_privately(
     settings: DPSettings,
     *,
     rows: int,
+    subjects: Sequence[int] | None = None,
     steps: int,
     losses: Callable[[NDArray[np.int64]], Tensor],
     after_step: Callable[[int], None],
@@ -61,13 +63,14 @@ def train_privately(
     """Take ``steps`` DP-SGD steps on the parameters of ``optimizer``, in place.
 
     Args: optimizer must be fresh and hold exactly the model's trainable parameters; rows is the number of private examples;
+        subjects, the number of the subject of each row, makes subjects the units that are sampled and protected;
         losses(indices) is one loss for each of the examples, shape (len(indices),), example i's depending on example i only;
         after_step(i) is called after step i.
     Raises: PrivacyError.
     Privacy: (epsilon, delta) of ``steps`` compositions of ``settings``; the number of steps never depends on the data.
     Source: Abadi et al. 2016 (Deep learning with differential privacy), Algorithm 1, with Poisson sampling.
     """
-    randomness = randomness or OwnerRandomness()
+    randomness, units = randomness or OwnerRandomness(), Units(rows, subjects)
     trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     _check(model, optimizer, trained)
     private = _NoisyOptimizer(optimizer, settings, randomness)
@@ -76,7 +79,7 @@ def train_privately(
     model.train()
     with _per_example_gradients(model):
         for step in range(steps):
-            sample = randomness.poisson_sample(rows, settings.sample_rate)
+            sample = units.sample(settings.sample_rate, randomness)
             parts = [sample[start : start + part] for start in range(0, len(sample), part)]
             _noisy_step(private, losses, parts, reached)
             after_step(step)

@@ -1,49 +1,52 @@
-"""What a privacy ledger holds: signed, hash-chained entries, and the check that nobody edited, dropped or forked them.
-
-An entry's place in the chain is its number and the digest of the entry before it; its time is for the reader only, so a
-clock that goes back changes nothing. The chain shows tampering by anyone without the owner's key, and an owner who rewrites
-its own past to anyone who kept an earlier head (every receipt and statement carries one).
-"""
+"""What a privacy ledger holds: numbered entries, each with one event. ``chain`` checks that nobody edited or dropped any."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from fl_privacy.errors import LedgerTampered, MessageError, SignatureInvalid
-from fl_privacy.messages import Digest, LedgerStatement, Message, OwnerName, Signed, open_signed
+from fl_privacy.messages import Digest, Message, OwnerName, PrivacyUnit, Signed
 
 Accountant = Literal["prv", "rdp"]
-OrderState = Literal["reserved", "committed", "void"]
+Verdict = Literal["approved", "denied", "revoked"]
 FIRST = "0" * 64  # what the first entry names as the entry before it
+DAY = 86_400  # seconds
 
-Epsilon = Annotated[float, Field(gt=0)]
+# what an honest ledger never exceeds; wider, a hostile one could stop whoever audits it
+Time = Annotated[int, Field(ge=0, lt=2**37)]  # Unix seconds
+Epsilon = Annotated[float, Field(gt=0, le=1e9)]
+Delta = Annotated[float, Field(gt=0, lt=1)]
 Reason = Annotated[str, StringConstraints(max_length=500)]
 
 
 class Spend(Message):
     """DP-SGD steps to pay for: each a Gaussian mechanism on a Poisson sample of the corpus.
 
-    ``noise_multiplier`` is the noise's standard deviation over the clipping norm, ``sample_rate`` each record's probability
-    of being in a batch, ``steps`` a count.
+    ``noise_multiplier`` is the noise's standard deviation over the clipping norm, ``sample_rate`` the probability of each
+    record (or subject, where that is the ledger's unit) of being in a batch, ``steps`` a count.
     """
 
-    noise_multiplier: Annotated[float, Field(gt=0, le=1e6)]
+    noise_multiplier: Annotated[float, Field(ge=0.01, le=1e6)]
     sample_rate: Annotated[float, Field(gt=0, le=1)]
     steps: Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Opening(Message):
-    """The first entry: whose ledger, and the budget that every later reserve must fit."""
+    """The first entry: whose ledger, and the budget that every later reserve must fit.
+
+    With ``period_days`` the budget bounds what is reserved within any so many days, and nothing bounds the total. With
+    ``decisions_kept`` every reserve needs an approval before it; without, from the first decision on.
+    """
 
     kind: Literal["open"] = "open"
     owner: OwnerName
     epsilon: Epsilon
-    delta: Annotated[float, Field(gt=0, lt=1)]
+    delta: Delta
     accountant: Accountant
-    unit: Literal["record"] = "record"
+    unit: PrivacyUnit = "record"
+    period_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
+    decisions_kept: bool = False
 
 
 class BudgetChange(Message):
@@ -54,6 +57,30 @@ class BudgetChange(Message):
     reason: Reason
 
 
+class Decided(Message):
+    """What the owner decided about one plan; a later decision about the same plan takes its place.
+
+    The digests say what exactly was decided about: plan, submitted code, corpus, installed package, scientist's public key.
+    All reserves of the plan may cost ``epsilon`` at ``delta`` by ``accountant`` (the plan's own, which need not be the
+    ledger's), in at most ``rounds`` trainings, repeated ones included, before ``expires`` (Unix seconds).
+    """
+
+    kind: Literal["decision"] = "decision"
+    plan: Digest
+    code: Digest
+    corpus: Digest
+    package: Digest
+    scientist: Digest
+    name: Annotated[str, StringConstraints(max_length=100)]
+    verdict: Verdict
+    epsilon: Epsilon
+    delta: Delta
+    accountant: Accountant
+    rounds: Annotated[int, Field(ge=1, le=10**9)]
+    expires: Time | None = None
+    reason: Reason = ""
+
+
 class Reserve(Message):
     """Paid before the first gradient of an order; ``epsilon`` is the bound for all reserves up to and with this one."""
 
@@ -61,7 +88,7 @@ class Reserve(Message):
     order: Digest
     plan: Digest
     spend: Spend
-    epsilon: Annotated[float, Field(ge=0)]
+    epsilon: Annotated[float, Field(ge=0, le=1e9)]
 
 
 class Commit(Message):
@@ -79,7 +106,18 @@ class Void(Message):
     reason: Reason
 
 
-Event = Opening | BudgetChange | Reserve | Commit | Void
+class Witness(Message):
+    """The signed SurvivorLists of an order's whole cohort, sorted by owner: each carries the ledger heads of all of them.
+
+    So every owner keeps what every other owner has countersigned, and none can take back what its ledger held then.
+    """
+
+    kind: Literal["witness"] = "witness"
+    order: Digest
+    survivors: Annotated[tuple[Signed, ...], Field(min_length=1)]
+
+
+Event = Opening | BudgetChange | Decided | Reserve | Commit | Void | Witness
 
 
 class LedgerEntry(Message):
@@ -88,112 +126,5 @@ class LedgerEntry(Message):
     version: Literal[1] = 1
     seq: Annotated[int, Field(ge=0)]
     previous: Digest
-    time: int
+    time: Time
     event: Annotated[Event, Field(discriminator="kind")]
-
-
-class VerifiedLedger:
-    """Entries of one ledger that were checked, and what they add up to. Grows by ``append`` only."""
-
-    def __init__(self) -> None:
-        self.entries: list[LedgerEntry] = []
-        self.orders: dict[str, OrderState] = {}
-        self.head = FIRST
-        self.epsilon = 0.0  # as the ledger's own accountant signed it with the last reserve
-
-    @property
-    def opening(self) -> Opening:
-        """The first event. Raises: LedgerTampered when there is none."""
-        if not self.entries or not isinstance(self.entries[0].event, Opening):
-            raise LedgerTampered("entry 0 is missing: the ledger has no opening entry")
-        return self.entries[0].event
-
-    @property
-    def budget(self) -> float:
-        """The owner's present budget (epsilon)."""
-        changes = (entry.event.epsilon for entry in reversed(self.entries) if isinstance(entry.event, BudgetChange))
-        return next(changes, self.opening.epsilon)
-
-    @property
-    def spends(self) -> list[Spend]:
-        """Every reserve, voided ones too."""
-        return [entry.event.spend for entry in self.entries if isinstance(entry.event, Reserve)]
-
-    def conflict(self, event: Event) -> str | None:
-        """Why this event may not come next, or None."""
-        if isinstance(event, Opening) != (not self.entries):
-            return "an opening must be the first entry, and only the first"
-        if isinstance(event, Opening | BudgetChange):
-            return None
-        state = self.orders.get(event.order)
-        if isinstance(event, Reserve):
-            return f"order {event.order[:16]}… was reserved before (now {state})" if state else None
-        if state != "reserved":
-            return f"{event.kind} of order {event.order[:16]}…, which is {state or 'not reserved'}"
-        return None
-
-    def append(self, entry: LedgerEntry) -> None:
-        """Take the next entry. Raises: LedgerTampered that names it when it does not follow."""
-        number = len(self.entries)
-        if entry.seq != number:
-            raise LedgerTampered(f"entry {number} is missing: entry {entry.seq} stands in its place")
-        if entry.previous != self.head:
-            raise LedgerTampered(f"entry {number} forks the ledger: it was signed to follow another entry {number - 1}")
-        if problem := self.conflict(entry.event):
-            raise LedgerTampered(f"entry {number} cannot follow: {problem}")
-        event = entry.event
-        if isinstance(event, Reserve):
-            self.orders[event.order], self.epsilon = "reserved", event.epsilon
-        elif isinstance(event, Commit | Void):
-            self.orders[event.order] = "committed" if isinstance(event, Commit) else "void"
-        self.entries.append(entry)
-        self.head = entry.digest()
-
-
-def open_entry(line: str, number: int, owner_key: str) -> LedgerEntry:
-    """Check form, signer and signature of the signed entry at position ``number``; raises LedgerTampered that names it."""
-    try:
-        entry = open_signed(signed := Signed.parse(line), LedgerEntry, owner_key)
-    except SignatureInvalid as problem:
-        raise LedgerTampered(f"entry {number} was edited, or signed by another key: {problem}") from None
-    except MessageError as problem:
-        raise LedgerTampered(f"entry {number} is not a ledger entry: {problem}") from None
-    if entry.canonical() != signed.body.encode():
-        raise LedgerTampered(f"entry {number} is not in canonical form")
-    return entry
-
-
-def verify(lines: Sequence[str], owner_key: str) -> VerifiedLedger:
-    """Check every signature, the order, the chain and the meaning of a whole ledger.
-
-    Args: lines are signed entries as JSON, oldest first; owner_key is the public key (hex) that must have signed them all.
-    Raises: LedgerTampered that names the first entry at fault and what happened to it.
-    """
-    entries = [open_entry(line, number, owner_key) for number, line in enumerate(lines)]
-    ledger = VerifiedLedger()
-    for number, entry in enumerate(entries):
-        if entry.seq < number:
-            twin = "repeated" if entry in entries[:number] else "forked: two different entries carry its number"
-            raise LedgerTampered(f"entry {entry.seq} is {twin}")
-        if entry.seq > number and any(other.seq == number for other in entries[number + 1 :]):
-            raise LedgerTampered(f"entry {number} was moved: entry {entry.seq} stands in its place")
-        ledger.append(entry)
-    _ = ledger.opening  # an empty ledger has lost its first entry
-    return ledger
-
-
-def must_contain(ledger: VerifiedLedger, seen: LedgerStatement | str) -> None:
-    """Check that a ledger continues the state that somebody saw earlier: a statement, or the head of one or of a receipt.
-
-    Raises: LedgerTampered when entries were cut off, or replaced by others.
-    """
-    digests = [entry.digest() for entry in ledger.entries]
-    if isinstance(seen, str):
-        if seen not in digests:
-            raise LedgerTampered(
-                f"the ledger was cut short at entry {len(digests)} or forked: its {len(digests)} entries lack head {seen[:16]}…"
-            )
-    elif seen.entries > len(digests):
-        raise LedgerTampered(f"entry {len(digests)} is missing: the ledger was cut short, {seen.entries} entries were stated")
-    elif seen.entries < 1 or digests[seen.entries - 1] != seen.head:
-        raise LedgerTampered(f"entry {seen.entries - 1} is not the one that was stated: the ledger was forked at or before it")

@@ -3,6 +3,9 @@
 SQLite gives what a spend needs: a write either happened entirely or not at all, whenever the process dies, and one writer at
 a time among all processes. Full synchronisation: what was written survives a power cut. The rollback journal keeps everything
 in one file, so that a copy of it is a copy of the ledger.
+
+``PRAGMA user_version`` numbers the form of the file. Files of version 1 carry no number; opening one brings it up to date in
+one transaction, in which no line is touched.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 
 from fl_privacy.errors import LedgerError
 
+VERSION = 2
 BUSY_SECONDS = 60.0  # how long to wait for another process that is writing
 
 SCHEMA = (
@@ -24,7 +28,10 @@ SCHEMA = (
     # also stops INSERT OR REPLACE, which deletes a row without firing the trigger above
     "CREATE TRIGGER entries_follow BEFORE INSERT ON entries WHEN NEW.seq <> (SELECT coalesce(max(seq) + 1, 0) FROM entries)"
     " BEGIN SELECT RAISE(ABORT, 'ledger entries are numbered without gaps'); END",
+    f"PRAGMA user_version = {VERSION}",
 )
+# by the version that a file has: what makes it the next one
+UPGRADES = {1: ("PRAGMA user_version = 2",)}
 
 
 class EntryFile:
@@ -39,6 +46,14 @@ class EntryFile:
             self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = DELETE")
             self._db.execute("PRAGMA synchronous = EXTRA")
+            self._upgrade()
+
+    @property
+    def version(self) -> int:
+        """Of the file's form; 0 where nothing was written yet."""
+        (number,) = self._db.execute("PRAGMA user_version").fetchone()
+        is_empty = self._db.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+        return int(number) or (0 if is_empty else 1)
 
     @classmethod
     def touch(cls, path: Path) -> EntryFile:
@@ -60,7 +75,7 @@ class EntryFile:
 
     def make_table(self) -> None:
         """Within ``writing``: prepare a new file. Raises: LedgerError when the file is in use already."""
-        if self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        if self.version:
             raise LedgerError(f"{self.path} already holds a ledger; open it instead")
         for statement in SCHEMA:
             self._db.execute(statement)
@@ -73,6 +88,16 @@ class EntryFile:
         """The lines from number ``first`` on, oldest first."""
         with self._problems_named():
             return [line for (line,) in self._db.execute("SELECT signed FROM entries WHERE seq >= ? ORDER BY seq", (first,))]
+
+    def _upgrade(self) -> None:
+        """Bring the file to this version, or leave it as it is whenever the process dies."""
+        if self.version > VERSION:
+            raise LedgerError(f"{self.path} was written by a newer fl_privacy (file version {self.version}); install that one")
+        if self.version in UPGRADES:
+            with self.writing():
+                while self.version in UPGRADES:  # looked at again: another process may have been faster
+                    for statement in UPGRADES[self.version]:
+                        self._db.execute(statement)
 
     def close(self) -> None:
         """Close the connection; nothing can be read or written after."""

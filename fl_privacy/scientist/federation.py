@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fl_privacy import parameters, template
-from fl_privacy.encryption.packing import plan_encoding
 from fl_privacy.encryption.registry import Registry
-from fl_privacy.errors import HomeError, NotApproved, OwnerFailed, PlanError, RequestDenied, RoundFailed
+from fl_privacy.errors import HomeError, NotApproved, OwnerFailed, PlanError, RequestDenied
 from fl_privacy.learning.evaluation import EvaluationCounts, evaluate
-from fl_privacy.learning.models import ModelBundle, build_model, save_pretrained
+from fl_privacy.learning.models import ModelBundle, build_model
 from fl_privacy.learning.tokenizer import tokenizer_of
-from fl_privacy.learning.trainable import specs_for
-from fl_privacy.messages import CorpusCard, LedgerStatement, RoundOrder, Signed, open_signed, sign
+from fl_privacy.messages import CorpusCard, LedgerStatement, Signed, open_signed, sign
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.scientist.desk import Desk, RequestState
-from fl_privacy.scientist.history import History, OwnerSpend, RoundRecord, Watcher
-from fl_privacy.scientist.rounds import Opened, run_round
-from fl_privacy.strategies.base import ServerState, Strategy
+from fl_privacy.scientist.enrolment import Relayed, common_key, common_registry, registry_states, relay_keys
+from fl_privacy.scientist.history import History, Watcher
+from fl_privacy.scientist.relay import RelayClient
+from fl_privacy.scientist.training_run import TrainingRun
+from fl_privacy.strategies.base import Strategy
 from fl_privacy.strategies.fedavg import FedAvg
 
 VALIDATION_SEED = 20250911  # the same masks every time, so that rounds can be compared
@@ -78,14 +78,14 @@ class Federation:
         """The owners' signed identity cards, for the owners to vet and enrol."""
         return [Signed.model_validate(desk.relay.info()["card"]) for desk in self.desks.values()]
 
-    def relay_keys(self) -> int:
-        """Pass the sealed encryption keys from the owner that dealt them to the others; returns how many. Cannot read them."""
-        envelopes = [envelope for desk in self.desks.values() for envelope in desk.relay.envelopes()]
-        for envelope in envelopes:
-            recipient = _recipient(envelope)
-            if recipient in self.desks:
-                self.desks[recipient].relay.put_envelope(envelope)
-        return len(envelopes)
+    def relay_keys(self) -> Relayed:
+        """Carry the owners' signatures of the registry, then the sealed encryption keys, which cannot be read here.
+
+        What an owner holds already is not sent again. Returns: how many of each were carried.
+        Raises: OwnerFailed (an owner signed another registry; says whose card or which serial differs), SignatureInvalid,
+            KeyMissing (an owner has not enrolled, or is not connected and so cannot sign).
+        """
+        return relay_keys(self._relays())
 
     def statements(self) -> dict[str, LedgerStatement]:
         """Each owner's ledger statement, its signature checked against the registry."""
@@ -96,13 +96,12 @@ class Federation:
         }
 
     def registry(self) -> Registry:
-        """The registry, which every owner must show alike. Raises: OwnerFailed naming the one that differs."""
-        shown = {owner: Registry.model_validate(desk.relay.registry()) for owner, desk in self.desks.items()}
-        first = next(iter(shown.values()))
-        for owner, registry in shown.items():
-            if registry != first:
-                raise OwnerFailed(owner, "shows another registry of owners than the others")
-        return first
+        """The registry, which every owner must have signed alike. Raises: OwnerFailed naming the one that differs."""
+        return common_registry(registry_states(self._relays()))
+
+    def key(self, plan: TrainingPlan) -> str:
+        """The public name of the encryption key that the plan's owners share. Raises: OwnerFailed naming one without it."""
+        return common_key(registry_states(self._relays()), plan.owners, plan.encryption)
 
     def submit(self, plan: TrainingPlan) -> dict[str, str]:
         """Ask every owner of the plan for approval; returns a request id per owner. Raises: PlanError, ConnectionFailed."""
@@ -147,39 +146,32 @@ class Federation:
         watcher: Watcher | None = None,
         timeout: float = 3600.0,
     ) -> History:
-        """Train as planned and leave ``model/``, ``history.jsonl`` and ``rounds.png`` in ``out``.
+        """Train as planned; leave ``model/``, ``history.jsonl``, ``rounds.png`` and the evidence of ``rounds/`` in ``out``.
 
-        Raises: NotApproved or RequestDenied before anything is ordered; RoundFailed when a round is lost and no retry is left
-        (the model so far is kept in ``out/model``).
+        A round that nobody could open in three attempts is skipped: the model stays, and so do the spends in the ledgers.
+        Args: ``timeout`` in seconds for an owner's part of an attempt.
+        Raises: NotApproved or RequestDenied before anything is ordered; RoundFailed when two rounds in a row were skipped, or
+        the last one and nothing was trained (the model so far is kept in ``out/model``).
         """
-        strategy, watcher = strategy or FedAvg(plan.server_lr), watcher or Watcher()
         self._require_approval(plan)
-        registry, weights = self.registry(), self._weights(plan)
-        state = strategy.init(parameters.from_bytes(bundle.weights))
-        history = History(out / "history.jsonl", self.evaluate(plan, bundle, state.model, validation).accuracy)
-        attempt, retries = 0, plan.retries
-        while state.round < plan.rounds:
-            blob = bundle.weights if state.round == 0 else parameters.to_bytes(state.model)
-            order = self._order(plan, registry, weights, state.round, attempt, blob)
-            try:
-                opened = run_round(
-                    self.desks, self._function(plan), order, (bundle.vocabulary, blob), registry, timeout, watcher.step
-                )
-            except RoundFailed as error:
-                watcher.round_failed(error, retries)
-                if retries == 0:
-                    raise
-                attempt, retries = attempt + 1, retries - 1
-                continue
-            state = strategy.apply(state, opened.mean)
-            counts = self.evaluate(plan, bundle, state.model, validation)
-            record = _record(state, attempt, order, opened, counts)
-            history.append(record)
-            save_pretrained(out / "model", plan.model, bundle.vocabulary, state.model)
-            watcher.round_done(record)
-            attempt = 0
-        history.plot(out / "rounds.png")
-        return history
+        run = TrainingRun(
+            plan=plan,
+            bundle=bundle,
+            function=template.function_name(sign(plan, self._key)),
+            code=template.code_digest(self._code(plan)),
+            registry=self.registry(),
+            key=self.key(plan),
+            sizes=self._sizes(plan),
+            desks=self.desks,
+            sign=partial(sign, key=self._key),
+            evaluate=partial(self.evaluate, plan, bundle, texts=validation),
+            watcher=watcher or Watcher(),
+            timeout=timeout,
+        )
+        return run.train(strategy or FedAvg(plan.server_lr), out)
+
+    def _relays(self) -> dict[str, RelayClient]:
+        return {owner: desk.relay for owner, desk in self.desks.items()}
 
     def _require_approval(self, plan: TrainingPlan) -> None:
         for owner, request in self.status(plan).items():
@@ -188,70 +180,15 @@ class Federation:
             if request.status != "approved":
                 raise NotApproved(f"{owner} has not decided on plan {plan.name!r} yet")
 
-    def _weights(self, plan: TrainingPlan) -> dict[str, int]:
+    def _sizes(self, plan: TrainingPlan) -> dict[str, int]:
         sizes = {owner: self.desks[owner].corpora() for owner in plan.owners}
         for owner, cards in sizes.items():
             if len(cards) != 1:
                 raise OwnerFailed(owner, f"offers {len(cards)} corpora, expected one")
         return {owner: cards[0].declared_size for owner, cards in sizes.items()}
 
-    def _order(
-        self, plan: TrainingPlan, registry: Registry, sizes: Mapping[str, int], round_index: int, attempt: int, blob: bytes
-    ) -> Signed:
-        cohort = tuple(sorted(plan.owners))
-        weights = tuple(sizes[owner] for owner in cohort)
-        order = RoundOrder(
-            plan=plan.digest(),
-            code=template.code_digest(self._code(plan)),
-            registry=registry.digest(),
-            round=round_index,
-            attempt=attempt,
-            model=hashlib.sha256(blob).hexdigest(),
-            tensors=specs_for(plan.model, plan.trainable),
-            cohort=cohort,
-            weights=weights,
-            encoding=plan_encoding(plan, weights),
-        )
-        return sign(order, self._key)
-
     def _code(self, plan: TrainingPlan) -> str:
         return template.render(sign(plan, self._key))
-
-    def _function(self, plan: TrainingPlan) -> str:
-        return template.function_name(sign(plan, self._key))
-
-
-def _recipient(envelope: Signed) -> str:
-    from fl_privacy.encryption.registry import SealedKey
-
-    return SealedKey.parse(envelope.body).recipient
-
-
-def _record(state: ServerState, attempt: int, order: Signed, opened: Opened, counts: EvaluationCounts) -> RoundRecord:
-    return RoundRecord(
-        round=state.round - 1,
-        attempt=attempt,
-        order=RoundOrder.parse(order.body).digest(),
-        accuracy=counts.accuracy,
-        perplexity=counts.perplexity,
-        update_norm=parameters.norm(opened.mean),
-        spends={
-            receipt.owner: OwnerSpend(
-                epsilon=receipt.epsilon_spent,
-                budget=receipt.epsilon_budget,
-                delta=receipt.delta,
-                ledger_head=receipt.ledger_head,
-            )
-            for receipt in opened.receipts
-        },
-        parameters=parameters.count(RoundOrder.parse(order.body).tensors),
-        ciphertext_bytes=opened.ciphertext_bytes,
-        bytes_up=opened.bytes_up,
-        bytes_down=opened.bytes_down,
-        seconds_training=opened.seconds_training,
-        seconds_crypto=opened.seconds_crypto,
-        seconds_transport=max(0.0, opened.seconds_total - opened.seconds_training - opened.seconds_crypto),
-    )
 
 
 def _signing_key(home: Path) -> Ed25519PrivateKey:

@@ -1,8 +1,10 @@
-"""What a run tells and leaves behind: one record per round, kept as a JSON line, and a picture."""
+"""What a run tells and leaves behind: one record per round, opened or skipped, kept as a JSON line, and a picture."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ConfigDict
 
@@ -20,13 +22,20 @@ class OwnerSpend(Message):
 
 
 class RoundRecord(Message):
-    """One finished round. Bytes are HTTP bodies on the wire: up from the owners, down to them. Seconds are wall time."""
+    """One finished round. Bytes are HTTP bodies on the wire: up from the owners, down to them. Seconds are wall time.
+
+    ``openers`` opened the sum and agreed on it; ``failure_log2`` is log2 of the bound on the probability that
+    it decrypts wrongly, which would show (None for CKKS, which is approximate).
+    """
 
     model_config = ConfigDict(protected_namespaces=())
 
     round: int
     attempt: int
     order: str
+    cohort: tuple[str, ...]
+    openers: tuple[str, ...]
+    failure_log2: float | None
     accuracy: float
     perplexity: float
     update_norm: float
@@ -40,6 +49,17 @@ class RoundRecord(Message):
     seconds_transport: float
 
 
+class SkippedRound(Message):
+    """A round that no attempt could open: the model stayed, the spends of those who trained are in their ledgers.
+
+    ``failures`` has one mapping per attempt, from owner to reason.
+    """
+
+    round: int
+    skipped: Literal[True] = True
+    failures: tuple[dict[str, str], ...]
+
+
 class Watcher:
     """What ``Federation.run`` tells while it works; the default says nothing."""
 
@@ -49,8 +69,11 @@ class Watcher:
     def round_done(self, record: RoundRecord) -> None:
         """A round is on disk."""
 
-    def round_failed(self, error: RoundFailed, retries_left: int) -> None:
-        """An attempt was lost; it is tried again if any retry is left."""
+    def round_failed(self, error: RoundFailed, attempts_left: int) -> None:
+        """An attempt was lost; the round is tried again if any attempt is left."""
+
+    def round_skipped(self, round_index: int, failures: Sequence[Mapping[str, str]]) -> None:
+        """All attempts were lost and the model stays as it is; ``failures`` are by attempt, from owner to reason."""
 
 
 class History:
@@ -60,14 +83,19 @@ class History:
         """Args: ``accuracy_before`` is the validation accuracy of the model that the run starts from."""
         self.path, self.accuracy_before = path, accuracy_before
         self.rounds: list[RoundRecord] = []
+        self.skipped: list[SkippedRound] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
 
     def append(self, record: RoundRecord) -> None:
         """Keep a round; it is on disk when this returns."""
         self.rounds.append(record)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(record.canonical().decode() + "\n")
+        self._write(record)
+
+    def skip(self, skipped: SkippedRound) -> None:
+        """Keep why a round was skipped; it is on disk when this returns."""
+        self.skipped.append(skipped)
+        self._write(skipped)
 
     def plot(self, path: Path) -> None:
         """Accuracy, epsilon, bytes and seconds by round, as one PNG."""
@@ -79,8 +107,16 @@ class History:
         axes[0].plot([0, *at], [self.accuracy_before, *(record.accuracy for record in self.rounds)], marker="o")
         axes[0].set(title="MLM top-1 on validation text", xlabel="round")
         for index, owner in enumerate(sorted({owner for record in self.rounds for owner in record.spends})):
-            spent = [record.spends[owner].epsilon for record in self.rounds]
-            axes[1].plot(at, spent, marker="osD^v<>"[index % 7], markersize=11 - 2 * (index % 4), alpha=0.7, label=owner)
+            took_part = [record for record in self.rounds if owner in record.spends]
+            spent = [record.spends[owner].epsilon for record in took_part]
+            axes[1].plot(
+                [record.round + 1 for record in took_part],
+                spent,
+                marker="osD^v<>"[index % 7],
+                markersize=11 - 2 * (index % 4),
+                alpha=0.7,
+                label=owner,
+            )
         budget = min(spend.budget for spend in self.rounds[-1].spends.values())
         axes[1].axhline(budget, ls="--", c="grey", label="smallest budget")
         axes[1].set(title="epsilon spent (one record, upper bound)", xlabel="round")
@@ -100,3 +136,7 @@ class History:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.savefig(path, dpi=110)
         plt.close(figure)
+
+    def _write(self, line: Message) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line.canonical().decode() + "\n")

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fl_privacy.errors import ConnectionFailed, DigestMismatch, from_wire
-from fl_privacy.messages import CorpusCard, Signed, channel_payload, public_hex
+from fl_privacy.errors import ConnectionFailed, DigestMismatch, FlPrivacyError, from_wire
+from fl_privacy.messages import CloseRequest, CorpusCard, RevealRequest, Signed, channel_payload, public_hex
+
+CHUNK_BYTES = 1 << 20
 
 
 class RelayClient:
@@ -33,9 +38,13 @@ class RelayClient:
         """What the owner tells about its corpora."""
         return [CorpusCard.model_validate(card) for card in self._call("GET", "/v1/corpora").json()]
 
-    def registry(self) -> Any:
-        """The registry of public keys as this owner pinned it."""
-        return self._call("GET", "/v1/registry").json()
+    def registry(self) -> bytes:
+        """The owner's ``RegistryState`` as JSON: the registry that it signed, and whose signatures and which keys it holds."""
+        return self._call("GET", "/v1/registry").content
+
+    def put_registry(self, signed: Signed) -> None:
+        """Pass another owner's signature of the registry on."""
+        self._call("PUT", "/v1/registry", signed.canonical())
 
     def ledger(self) -> Signed:
         """The owner's signed LedgerStatement."""
@@ -45,9 +54,17 @@ class RelayClient:
         """The sealed key envelopes that this owner offers to the others."""
         return [Signed.model_validate(envelope) for envelope in self._call("GET", "/v1/envelopes").json()]
 
-    def put_envelope(self, envelope: Signed) -> None:
-        """Pass another owner's sealed envelope on."""
-        self._call("PUT", "/v1/envelopes", envelope.canonical())
+    def put_envelope(self, envelope: Signed) -> bool:
+        """Pass another owner's sealed envelope on; False when this owner's policy has no use for a key of that scheme."""
+        return bool(self._call("PUT", "/v1/envelopes", envelope.canonical()).json()["accepted"])
+
+    def close_order(self, request: CloseRequest) -> Signed:
+        """Ask the owner to sign the survivor list of an order; returns a signed SurvivorList."""
+        return Signed.parse(self._call("POST", "/v1/closings", request.canonical()).content)
+
+    def reveal_self_mask(self, request: RevealRequest) -> Signed:
+        """Ask the owner for its self-mask of an order that all have closed; returns a signed SelfMaskReveal."""
+        return Signed.parse(self._call("POST", "/v1/reveals", request.canonical()).content)
 
     def put_blob(self, data: bytes) -> str:
         """Upload bytes; returns their sha256."""
@@ -55,35 +72,63 @@ class RelayClient:
         self._call("PUT", f"/v1/blobs/{digest}", data)
         return digest
 
-    def get_blob(self, digest: str) -> bytes:
-        """Download bytes by sha256. Raises: DigestMismatch when other bytes arrive."""
-        data = self._call("GET", f"/v1/blobs/{digest}").content
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise DigestMismatch(f"{self.owner} sent bytes that are not blob {digest[:16]}…")
-        return data
+    def put_file(self, digest: str, path: Path) -> None:
+        """Upload the file whose sha256 is ``digest``, in pieces."""
+        with path.open("rb") as file:
+            self._call("PUT", f"/v1/blobs/{digest}", file)
+        self.bytes_sent += path.stat().st_size
+
+    def fetch_blob(self, digest: str, path: Path) -> None:
+        """Download a blob into a file, in pieces; what is there is replaced once all bytes are right.
+
+        Raises: DigestMismatch when other bytes arrive.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial, hashed = path.with_name(path.name + ".partial"), hashlib.sha256()
+        try:
+            with self._answer("GET", f"/v1/blobs/{digest}") as answer, partial.open("wb") as file:
+                for chunk in answer.iter_bytes(CHUNK_BYTES):
+                    hashed.update(chunk)
+                    file.write(chunk)
+                    self.bytes_received += len(chunk)
+            if hashed.hexdigest() != digest:
+                raise DigestMismatch(f"{self.owner} sent bytes that are not blob {digest[:16]}…")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
 
-    def _call(self, method: str, path: str, body: bytes | None = None) -> httpx.Response:
+    def _call(self, method: str, path: str, body: bytes | BinaryIO | None = None) -> httpx.Response:
+        with self._answer(method, path, body) as answer:
+            self.bytes_received += len(answer.read())
+        self.bytes_sent += len(body) if isinstance(body, bytes) else 0
+        return answer
+
+    @contextmanager
+    def _answer(self, method: str, path: str, body: bytes | BinaryIO | None = None) -> Iterator[httpx.Response]:
+        """An answer of success whose body is still to be read. Raises: ConnectionFailed, or what the owner's side raised."""
         path = "/fl" + path
         try:
-            answer = self._http.request(method, path, content=body, headers=self._signed(method, path))
+            with self._http.stream(method, path, content=body, headers=self._signed(method, path)) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise self._refusal(answer)
+                yield answer
         except httpx.HTTPError as problem:
             told = f"the datasite of {self.owner} at {self._http.base_url} does not answer ({type(problem).__name__})"
             raise ConnectionFailed(f"{told}; is it running?") from None
-        self.bytes_sent += len(body or b"")
-        self.bytes_received += len(answer.content)
-        if answer.is_success:
-            return answer
+
+    def _refusal(self, answer: httpx.Response) -> FlPrivacyError:
         try:
             wire = answer.json()
         except ValueError:
             wire = None
         if not isinstance(wire, dict) or "error" not in wire:
-            raise ConnectionFailed(f"the datasite of {self.owner} answered {answer.status_code} without a reason")
-        raise from_wire(wire)
+            return ConnectionFailed(f"the datasite of {self.owner} answered {answer.status_code} without a reason")
+        return from_wire(wire)
 
     def _signed(self, method: str, path: str) -> dict[str, str]:
         now, nonce = int(time.time()), secrets.token_hex(16)

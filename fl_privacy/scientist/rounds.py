@@ -1,8 +1,9 @@
-"""One attempt at one round: order it everywhere, add the ciphertexts blindly, have the sum opened."""
+"""One attempt at one round: train everywhere, add the ciphertexts blindly, have all owners agree, have two open the sum."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,24 +12,44 @@ from typing import TypeVar
 
 import numpy as np
 
-from fl_privacy.encryption.blind_sum import add_updates
-from fl_privacy.encryption.registry import Registry, verify_receipts
-from fl_privacy.errors import ConnectionFailed, FlPrivacyError, MessageError, RoundFailed
-from fl_privacy.messages import OpenedSum, OpenRequest, RoundOrder, Signed, UpdateReceipt, open_signed
+from fl_privacy.encryption.agreement import commit, survivor_list, verify_receipts
+from fl_privacy.encryption.blind_sum import add_updates, check_update
+from fl_privacy.encryption.evidence import OPENERS, Evidence
+from fl_privacy.encryption.registry import Registry
+from fl_privacy.errors import ConnectionFailed, EncryptionError, FlPrivacyError, MessageError, RoundFailed
+from fl_privacy.messages import (
+    CloseRequest,
+    OpenedSum,
+    OpenRequest,
+    RevealRequest,
+    RoundOrder,
+    SelfMaskReveal,
+    Signed,
+    SurvivorList,
+    UpdateReceipt,
+    open_signed,
+)
 from fl_privacy.parameters import Parameters, Vector, count, unflatten
 from fl_privacy.scientist.desk import Desk
 
+PATIENCE_SECONDS = 60.0  # for an owner to come back: an update that some have signed for can go into no other attempt
+PAUSE_SECONDS = 1.0
+TOGETHER = "the cohort together"  # in place of an owner, where the fault is in how words of several fit
+
 OnStep = Callable[[str, int, int], None]
 Result = TypeVar("Result")
+Word = TypeVar("Word", UpdateReceipt, SurvivorList, SelfMaskReveal, OpenedSum)
 
 
 @dataclass(frozen=True)
 class Opened:
     """A round's outcome: the mean update over the cohort, the receipts, and what it cost."""
 
+    order: RoundOrder
     mean: Parameters
     receipts: tuple[UpdateReceipt, ...]
-    ciphertext_bytes: int  # of the largest encrypted update, as it arrived
+    openers: tuple[str, ...]
+    ciphertext_bytes: int  # of the largest encrypted update
     bytes_up: int
     bytes_down: int
     seconds_training: float
@@ -42,105 +63,207 @@ def run_round(
     order: Signed,
     blobs: Sequence[bytes],
     registry: Registry,
+    evidence: Evidence,
     timeout: float,
     on_step: OnStep,
 ) -> Opened:
-    """Carry one signed order through.
+    """Carry one signed order through and leave the proof in ``evidence``.
 
     Args: ``function`` is the approved code's name; ``blobs`` are what the owners need (model, vocabulary); ``timeout`` in
-    seconds per owner, after which that owner has failed. Raises: RoundFailed that names every owner at fault; the other
-    owners' work is kept by their guards and is never opened.
+    seconds per owner, after which that owner has failed. Raises: RoundFailed that names every owner at fault. Owners who have
+    trained keep their update for the next attempt, unless they have signed a survivor list for it.
     """
-    ordered = RoundOrder.parse(order.body)
-    clock, wire_before = time.perf_counter(), _wire(desks, ordered.cohort)
-    work = {
-        owner: lambda desk=desks[owner]: _train_at(desk, function, order, blobs, timeout, on_step) for owner in ordered.cohort
-    }
-    receipts = _everywhere(work, ordered.round)
-    verified = verify_receipts(ordered, [receipts[owner] for owner in ordered.cohort], registry)
-    fetch = {
-        receipt.owner: lambda desk=desks[receipt.owner], digest=receipt.ciphertext: desk.relay.get_blob(digest)
-        for receipt in verified
-    }
-    ciphertexts = _everywhere(fetch, ordered.round)
-    adding = time.perf_counter()
-    total = add_updates((ciphertexts[owner] for owner in ordered.cohort), ordered)
-    adding = time.perf_counter() - adding
-    request = OpenRequest(
-        order=order, receipts=tuple(receipts[owner] for owner in ordered.cohort), total=hashlib.sha256(total).hexdigest()
-    )
-    opened, values = _open_at(desks, function, request, total, ordered, registry, timeout)
-    up, down = (after - before for after, before in zip(_wire(desks, ordered.cohort), wire_before, strict=True))
+    attempt = _Attempt(desks, function, order, RoundOrder.parse(order.body), registry, evidence, timeout)
+    clock, wire_before = time.perf_counter(), attempt.wire()
+    receipts = attempt.train(blobs, on_step)
+    verified = attempt.fetch(receipts)
+    seconds_adding = attempt.add(verified)
+    request = attempt.agree(receipts, verified)
+    opened = attempt.open(request)
+    values = attempt.take_values(opened)
+    evidence.write(request, [signed for signed, _ in opened.values()])
+    up, down = (after - before for after, before in zip(attempt.wire(), wire_before, strict=True))
+    seconds_opening = max(word.decryption_seconds for _, word in opened.values())
     return Opened(
-        mean=unflatten(values, ordered.tensors),
+        order=attempt.ordered,
+        mean=unflatten(values, attempt.ordered.tensors),
         receipts=verified,
-        ciphertext_bytes=max(map(len, ciphertexts.values())),
+        openers=tuple(opened),
+        ciphertext_bytes=max(receipt.ciphertext_bytes for receipt in verified),
         bytes_up=up,
         bytes_down=down,
         seconds_training=max(receipt.training_seconds for receipt in verified),
-        seconds_crypto=max(receipt.encryption_seconds for receipt in verified) + adding + opened.decryption_seconds,
+        seconds_crypto=max(receipt.encryption_seconds for receipt in verified) + seconds_adding + seconds_opening,
         seconds_total=time.perf_counter() - clock,
     )
 
 
-def _everywhere(work: Mapping[str, Callable[[], Result]], round_index: int) -> dict[str, Result]:
-    results: dict[str, Result] = {}
-    failures: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=len(work)) as pool:
-        futures = {owner: pool.submit(step) for owner, step in work.items()}
-        for owner, future in futures.items():
+@dataclass(frozen=True)
+class _Attempt:
+    desks: Mapping[str, Desk]
+    function: str
+    order: Signed
+    ordered: RoundOrder
+    registry: Registry
+    evidence: Evidence
+    timeout: float
+
+    def wire(self) -> tuple[int, int]:
+        """Bytes from and to the cohort's owners so far."""
+        relays = [self.desks[owner].relay for owner in self.ordered.cohort]
+        return sum(relay.bytes_received for relay in relays), sum(relay.bytes_sent for relay in relays)
+
+    def train(self, blobs: Sequence[bytes], on_step: OnStep) -> tuple[Signed, ...]:
+        """Every owner's receipt, in the order of the cohort."""
+
+        def train_at(owner: str) -> Signed:
+            desk = self.desks[owner]
+            for blob in blobs:
+                desk.relay.put_blob(blob)
             try:
-                results[owner] = future.result()
-            except FlPrivacyError as error:
-                failures[owner] = f"{type(error).__name__}: {error}"
-    if failures:
-        raise RoundFailed(round_index, failures)
-    return results
+                signed = self._run(owner, "train", self.order, on_step)
+            except ConnectionFailed:
+                # the guard may well have finished: the same order again is answered from its stored result, at no cost
+                signed = self._run(owner, "train", self.order, on_step)
+            self._word(owner, signed, UpdateReceipt)
+            return signed
 
+        return self._everywhere(train_at)
 
-def _train_at(desk: Desk, function: str, order: Signed, blobs: Sequence[bytes], timeout: float, on_step: OnStep) -> Signed:
-    for blob in blobs:
-        desk.relay.put_blob(blob)
-    task = {"action": "train", "message": order.canonical().decode()}
-    try:
-        answer = desk.run(function, task, timeout, lambda step, steps: on_step(desk.owner, step, steps))
-    except ConnectionFailed:
-        # the guard may well have finished: the same order again is answered from its stored result, at no further spend
-        answer = desk.run(function, task, timeout, lambda step, steps: on_step(desk.owner, step, steps))
-    return Signed.model_validate(answer)
-
-
-def _open_at(
-    desks: Mapping[str, Desk],
-    function: str,
-    request: OpenRequest,
-    total: bytes,
-    order: RoundOrder,
-    registry: Registry,
-    timeout: float,
-) -> tuple[OpenedSum, Vector]:
-    """The sum, opened by the first owner of the cohort that answers."""
-    failures: dict[str, str] = {}
-    for owner in order.cohort:
-        desk = desks[owner]
+    def fetch(self, receipts: Sequence[Signed]) -> tuple[UpdateReceipt, ...]:
+        """Store every owner's ciphertext, as named in its receipt."""
         try:
-            desk.relay.put_blob(total)
-            task = {"action": "open", "message": request.canonical().decode()}
-            answer = Signed.model_validate(desk.run(function, task, timeout, lambda step, steps: None))
-            opened = open_signed(answer, OpenedSum, registry.card(owner).signing_key)
-            if (opened.order, opened.total) != (order.digest(), request.total):
+            verified = verify_receipts(self.ordered, receipts, self.registry)
+        except (EncryptionError, MessageError) as error:  # each is right by itself
+            raise RoundFailed(self.ordered.round, {TOGETHER: _told(error)}) from None
+        digests = {receipt.owner: receipt.ciphertext for receipt in verified}
+        self._everywhere(lambda owner: self.desks[owner].relay.fetch_blob(digests[owner], self.evidence.update_path(owner)))
+        return verified
+
+    def add(self, receipts: Sequence[UpdateReceipt]) -> float:
+        """Store the sum of the ciphertexts; returns seconds."""
+        clock = time.perf_counter()
+        updates = {receipt.owner: self.evidence.update_path(receipt.owner) for receipt in receipts}
+        try:
+            add_updates(list(updates.values()), self.ordered, self.evidence.total_path)
+        except EncryptionError as error:
+            _, failures = self._at(self.ordered.cohort, lambda owner: check_update(updates[owner], self.ordered, owner))
+            raise RoundFailed(self.ordered.round, failures or {TOGETHER: _told(error)}) from None
+        return time.perf_counter() - clock
+
+    def agree(self, receipts: tuple[Signed, ...], verified: Sequence[UpdateReceipt]) -> OpenRequest:
+        """All owners sign the survivor list; then, and only then, all reveal their self-masks."""
+        with self.evidence.total_path.open("rb") as file:
+            total = hashlib.file_digest(file, "sha256").hexdigest()
+        closing = CloseRequest(order=self.order, receipts=receipts, total=total)
+        commitments = {receipt.owner: receipt.self_mask for receipt in verified}
+
+        def close_at(owner: str) -> Signed:
+            signed = _patiently(lambda: self.desks[owner].relay.close_order(closing))
+            if self._word(owner, signed, SurvivorList) != survivor_list(closing, self.ordered, verified, owner):
+                raise MessageError("signed another survivor list than the one of these receipts")
+            return signed
+
+        survivors = self._everywhere(close_at)
+        revealing = RevealRequest(order=self.order, receipts=receipts, total=total, survivors=survivors)
+
+        def reveal_at(owner: str) -> Signed:
+            signed = _patiently(lambda: self.desks[owner].relay.reveal_self_mask(revealing))
+            seed = bytes.fromhex(self._word(owner, signed, SelfMaskReveal).seed)
+            if commit(seed, self.ordered.digest(), owner) != commitments[owner]:
+                raise MessageError("revealed another self-mask than its receipt commits to")
+            return signed
+
+        reveals = () if self.ordered.encoding.scheme == "ckks" else self._everywhere(reveal_at)
+        return OpenRequest(order=self.order, receipts=receipts, total=total, survivors=survivors, reveals=reveals)
+
+    def open(self, request: OpenRequest) -> dict[str, tuple[Signed, OpenedSum]]:
+        """The words of two owners who opened the sum and agree on its values; others of the cohort stand in for who fails."""
+
+        def open_at(owner: str) -> tuple[Signed, OpenedSum]:
+            self.desks[owner].relay.put_file(request.total, self.evidence.total_path)
+            signed = self._run(owner, "open", request)
+            word = self._word(owner, signed, OpenedSum)
+            if word.total != request.total:
                 raise MessageError("the opened sum is not the one that was asked for")
-            values = np.frombuffer(desk.relay.get_blob(opened.values), dtype="<f4")
-            if values.shape != (count(order.tensors),):
-                raise MessageError(f"the opened sum has {values.size} coordinates, the order has {count(order.tensors)}")
-            return opened, values
-        except FlPrivacyError as error:
-            failures[owner] = f"{type(error).__name__}: {error}"
-    raise RoundFailed(order.round, failures)
+            return signed, word
+
+        start = (self.ordered.round + self.ordered.attempt) % len(self.ordered.cohort)
+        waiting = self.ordered.cohort[start:] + self.ordered.cohort[:start]
+        opened: dict[str, tuple[Signed, OpenedSum]] = {}
+        failures: dict[str, str] = {}
+        while len(opened) < OPENERS:
+            asked, waiting = waiting[: OPENERS - len(opened)], waiting[OPENERS - len(opened) :]
+            if not asked:
+                raise RoundFailed(self.ordered.round, failures)
+            results, failed = self._at(asked, open_at)
+            opened |= results
+            failures |= failed
+        if len({word.values for _, word in opened.values()}) > 1:
+            told = {
+                owner: f"opened the sum to values {word.values[:16]}…, the other not" for owner, (_, word) in opened.items()
+            }
+            raise RoundFailed(self.ordered.round, told)
+        return opened
+
+    def take_values(self, opened: Mapping[str, tuple[Signed, OpenedSum]]) -> Vector:
+        """The opened sum, from the first opener that gives it."""
+        failures: dict[str, str] = {}
+        for owner, (_, word) in opened.items():
+            try:
+                self.desks[owner].relay.fetch_blob(word.values, self.evidence.values_path)
+                values = np.fromfile(self.evidence.values_path, "<f4")
+                if values.shape != (count(self.ordered.tensors),):
+                    raise MessageError(f"the opened sum has {values.size} coordinates, expected {count(self.ordered.tensors)}")
+                return values
+            except FlPrivacyError as error:
+                failures[owner] = _told(error)
+        raise RoundFailed(self.ordered.round, failures)
+
+    def _run(self, owner: str, action: str, message: Signed | OpenRequest, on_step: OnStep | None = None) -> Signed:
+        """Hand a message to an owner's guard, by the approved function as a Syft job."""
+        task = {"action": action, "message": message.canonical().decode()}
+        progress = None if on_step is None else lambda step, steps: on_step(owner, step, steps)
+        return Signed.parse(json.dumps(self.desks[owner].run(self.function, task, self.timeout, progress)))
+
+    def _word(self, owner: str, signed: Signed, kind: type[Word]) -> Word:
+        """What an owner signed for this order, in its own name. Raises: SignatureInvalid, MessageError."""
+        word = open_signed(signed, kind, self.registry.card(owner).signing_key)
+        if (word.order, word.owner) != (self.ordered.digest(), owner):
+            raise MessageError(f"a {kind.__name__} in the name of {word.owner!r} for order {word.order[:16]}… is of no use")
+        return word
+
+    def _everywhere(self, step: Callable[[str], Result]) -> tuple[Result, ...]:
+        """Do one step with every owner of the cohort at once. Raises: RoundFailed when all are done and any has failed."""
+        results, failures = self._at(self.ordered.cohort, step)
+        if failures:
+            raise RoundFailed(self.ordered.round, failures)
+        return tuple(results[owner] for owner in self.ordered.cohort)
+
+    def _at(self, owners: Sequence[str], step: Callable[[str], Result]) -> tuple[dict[str, Result], dict[str, str]]:
+        results: dict[str, Result] = {}
+        failures: dict[str, str] = {}
+        with ThreadPoolExecutor(max_workers=len(owners)) as pool:
+            futures = {owner: pool.submit(step, owner) for owner in owners}
+            for owner, future in futures.items():
+                try:
+                    results[owner] = future.result()
+                except FlPrivacyError as error:
+                    failures[owner] = _told(error)
+        return results, failures
 
 
-def _wire(desks: Mapping[str, Desk], cohort: Sequence[str]) -> tuple[int, int]:
-    return (
-        sum(desks[owner].relay.bytes_received for owner in cohort),
-        sum(desks[owner].relay.bytes_sent for owner in cohort),
-    )
+def _patiently(ask: Callable[[], Result]) -> Result:
+    """Ask until there is an answer, also of a guard that is being restarted; the guard answers the same request alike."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except ConnectionFailed:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE_SECONDS)
+
+
+def _told(error: FlPrivacyError) -> str:
+    return f"{type(error).__name__}: {error}"

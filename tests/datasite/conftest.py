@@ -1,7 +1,8 @@
-"""Fixtures of the front desk's tests: a guard double on a Unix socket, and plans that it approved."""
+"""Fixtures of the front desk's tests: a guard double on a Unix socket, plans that it approved, and one real datasite a file."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fl_privacy.datasite import accounts
+from fl_privacy.datasite.launch import Datasite
 from fl_privacy.messages import sign
+from fl_privacy.scientist.desk import Desk
 from fl_privacy.template import code_digest, function_name, render
 from tests.datasite.guard_double import GuardDouble, a_plan, serve
 
@@ -38,3 +42,27 @@ def approved_code(guard: GuardDouble) -> Any:
         return code, function_name(signed)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def datasite(guard_socket, tmp_path_factory) -> Iterator[Datasite]:
+    with Datasite(tmp_path_factory.mktemp("site") / "alba", "alba", guard_socket) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def owner(datasite) -> Any:
+    return accounts.login_owner(datasite)
+
+
+@pytest.fixture
+def invited(datasite, owner) -> tuple[str, str]:
+    email = f"ada-{secrets.token_hex(4)}@lab.example.org"
+    return email, accounts.invite_scientist(owner, "Ada", email)
+
+
+@pytest.fixture
+def desk(datasite, invited) -> Iterator[Desk]:
+    desk = Desk.login("alba", datasite.url, *invited)
+    yield desk
+    desk.close()

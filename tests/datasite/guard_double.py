@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from fl_privacy.errors import BudgetExceeded, FlPrivacyError, MessageError, NotApproved, OrderRefused, to_wire
-from fl_privacy.messages import OpenRequest, RoundOrder, Signed, sign
+from fl_privacy.messages import CloseRequest, OpenRequest, RevealRequest, RoundOrder, Signed, sign
 from fl_privacy.plan import ModelSpec, TrainingPlan
 
 STEPS = 4
@@ -29,6 +29,7 @@ class GuardDouble:
         self.approved: set[str] = set()
         self.orders: dict[str, int] = {}
         self.blobs: dict[str, bytes] = {}
+        self.uploaders: dict[str, str] = {}
         self.key = Ed25519PrivateKey.generate()
         self.broke: set[str] = set()  # digests of orders that fail after two steps
         self.stuck: set[str] = set()  # digests of orders that never end
@@ -71,6 +72,14 @@ class GuardDouble:
         def order_state(digest: str) -> dict[str, Any]:
             return self.state(digest)
 
+        @app.post("/v1/closings")
+        def close(request: CloseRequest) -> Signed:
+            return sign(request, self.key)
+
+        @app.post("/v1/reveals")
+        def reveal(request: RevealRequest) -> Signed:
+            raise OrderRefused(f"nothing to reveal for {request.total[:4]}")
+
         @app.post("/v1/openings")
         def open_sum(request: OpenRequest) -> Signed:
             raise OrderRefused(f"nothing to open for {request.total[:4]}")
@@ -80,7 +89,7 @@ class GuardDouble:
             body = b"".join([chunk async for chunk in request.stream()])
             if hashlib.sha256(body).hexdigest() != sha256:
                 raise MessageError("other bytes")
-            self.blobs[sha256] = body
+            self.blobs[sha256], self.uploaders[sha256] = body, request.headers["x-fl-key"]
             return {"bytes": len(body)}
 
         @app.get("/v1/blobs/{sha256}")
@@ -119,12 +128,20 @@ def an_order(attempt: int = 0) -> RoundOrder:
             "plan": "1" * 64,
             "code": "2" * 64,
             "registry": "3" * 64,
+            "key": "5" * 64,
             "round": 0,
             "attempt": attempt,
             "model": "4" * 64,
-            "tensors": [],
+            "tensors": [{"name": "w", "shape": [3]}],
             "cohort": ["alba", "berg", "cove"],
             "weights": [1, 1, 1],
-            "encoding": {"value_range": 1.0, "value_bits": 8, "field_bits": 12, "fields_per_slot": 2, "modulus_bits": 40},
+            "encoding": {
+                "scheme": "bfv",
+                "value_range": 1.0,
+                "value_bits": 8,
+                "field_bits": 12,
+                "fields_per_coefficient": 2,
+                "modulus_bits": 40,
+            },
         }
     )

@@ -63,7 +63,7 @@ def test_a_failed_order_comes_back_typed(plan, guard: GuardDouble):
 
 
 def test_a_refused_opening_comes_back_typed(plan):
-    request = OpenRequest(order=sign(an_order(), KEY), receipts=(), total="f" * 64)
+    request = OpenRequest(order=sign(an_order(), KEY), receipts=(), total="f" * 64, survivors=(), reveals=())
     task = {"action": "open", "message": request.canonical().decode()}
     assert isinstance(refusal(hand_over(task, plan, Bar())), OrderRefused)
 

@@ -14,16 +14,27 @@ from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_privacy.datasite import relay
+from fl_privacy.datasite import limits, relay
+from fl_privacy.datasite.limits import Buckets, Limits, Rate
 from fl_privacy.datasite.relay import FRESH_SECONDS, Gate
-from fl_privacy.errors import ConnectionFailed, CredentialsRefused, DigestMismatch, MessageError, SignatureInvalid
-from fl_privacy.messages import channel_payload, public_hex
+from fl_privacy.errors import (
+    ConnectionFailed,
+    CredentialsRefused,
+    DigestMismatch,
+    MessageError,
+    OrderRefused,
+    SignatureInvalid,
+    TooLarge,
+    TooManyRequests,
+)
+from fl_privacy.messages import CloseRequest, RevealRequest, channel_payload, open_signed, public_hex, sign
 from fl_privacy.scientist.relay import RelayClient
-from tests.datasite.guard_double import GuardDouble, serve
+from tests.datasite.guard_double import GuardDouble, an_order, serve
 
 SCIENTIST, GUEST = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2))
 NOW = 1_800_000_000.0
 PATH = "/fl/v1/info"
+CLOSING = {"order": sign(an_order(), SCIENTIST), "receipts": (), "total": "f" * 64}
 
 
 class Clock:
@@ -124,6 +135,7 @@ def test_no_header_at_all_is_refused():
 def url(guard_socket) -> Iterator[str]:
     app = FastAPI()
     app.include_router(relay.router(guard_socket, Gate(lambda key: key == public_hex(SCIENTIST))))
+    app.add_middleware(Limits)
     with serve(app, host="127.0.0.1", port=0) as server:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
@@ -135,24 +147,48 @@ def client(url) -> Iterator[RelayClient]:
     client.close()
 
 
-def test_blobs_go_up_and_down_unchanged(client, guard: GuardDouble):
+def test_blobs_go_up_and_down_unchanged(client, guard: GuardDouble, tmp_path):
     data = secrets.token_bytes(3_000_000)
     digest = client.put_blob(data)
     assert digest == hashlib.sha256(data).hexdigest()
     assert guard.blobs[digest] == data
-    assert client.get_blob(digest) == data
+    client.fetch_blob(digest, tmp_path / "new" / "blob")
+    assert (tmp_path / "new" / "blob").read_bytes() == data
     assert (client.bytes_sent, client.bytes_received >= len(data)) == (len(data), True)
 
 
-def test_the_guards_refusal_arrives_typed(client):
+def test_a_file_goes_up_unchanged(client, guard: GuardDouble, tmp_path):
+    data = secrets.token_bytes(3_000_000)
+    (tmp_path / "file").write_bytes(data)
+    client.put_file(hashlib.sha256(data).hexdigest(), tmp_path / "file")
+    assert guard.blobs[hashlib.sha256(data).hexdigest()] == data
+    assert client.bytes_sent == len(data)
+
+
+def test_the_guards_refusal_arrives_typed(client, tmp_path):
     with pytest.raises(MessageError, match="no such blob"):
-        client.get_blob("0" * 64)
+        client.fetch_blob("0" * 64, tmp_path / "blob")
+    with pytest.raises(OrderRefused, match="nothing to reveal for ffff"):
+        client.reveal_self_mask(RevealRequest(**CLOSING, survivors=()))
 
 
-def test_other_bytes_than_asked_for_are_noticed(client, guard: GuardDouble):
+def test_other_bytes_than_asked_for_are_noticed_and_not_kept(client, guard: GuardDouble, tmp_path):
     guard.blobs["a" * 64] = b"something else"
+    (tmp_path / "blob").write_bytes(b"from before")
     with pytest.raises(DigestMismatch, match="alba sent bytes that are not blob"):
-        client.get_blob("a" * 64)
+        client.fetch_blob("a" * 64, tmp_path / "blob")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"from before"]
+
+
+def test_a_request_to_close_reaches_the_guard_and_its_word_comes_back(client, guard: GuardDouble):
+    request = CloseRequest(**CLOSING)
+    assert open_signed(client.close_order(request), CloseRequest, public_hex(guard.key)) == request
+
+
+def test_a_message_over_its_limit_is_cut_off(client, monkeypatch):
+    monkeypatch.setattr(limits, "JSON_BYTES", 100)
+    with pytest.raises(TooLarge, match="100 are taken"):
+        client.close_order(CloseRequest(**CLOSING))
 
 
 def test_a_guest_gets_no_further_than_the_relay(url):
@@ -173,6 +209,9 @@ def test_a_guest_gets_no_further_than_the_relay(url):
         ("GET", "/fl/v1/info?x=1"),
         ("DELETE", "/fl/v1/blobs/" + "0" * 64),
         ("GET", "/fl/v1/status"),
+        ("GET", "/fl/v1/closings"),
+        ("PUT", "/fl/v1/reveals"),
+        ("POST", "/fl/v1/closings/x"),
     ],
 )
 def test_only_listed_routes_exist(url, method, path):
@@ -184,10 +223,28 @@ def test_only_listed_routes_exist(url, method, path):
 
 
 def test_a_body_over_the_limit_is_cut_off(client, monkeypatch, guard: GuardDouble):
-    monkeypatch.setattr(relay, "MAX_BODY_BYTES", 1000)
-    with pytest.raises((MessageError, ConnectionFailed)):
+    monkeypatch.setattr(limits, "BLOB_BYTES", 1000)
+    with pytest.raises((TooLarge, ConnectionFailed)):
         client.put_blob(bytes(5_000_000))
     assert hashlib.sha256(bytes(5_000_000)).hexdigest() not in guard.blobs
+
+
+def test_a_key_that_asks_too_often_waits_and_another_does_not(guard_socket):
+    app, keys = FastAPI(), Buckets("key", Rate(per_second=0.01, at_once=2))
+    app.include_router(relay.router(guard_socket, Gate(lambda key: True), keys))
+    with serve(app, host="127.0.0.1", port=0) as server:
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        busy, other = (RelayClient("alba", url, key) for key in (SCIENTIST, GUEST))
+        assert [busy.info(), busy.info()] == [{"owner": "alba"}] * 2
+        with pytest.raises(TooManyRequests, match="from this key; try again in 100 s"):
+            busy.info()
+        assert other.info() == {"owner": "alba"}
+        busy.close()
+        other.close()
+
+
+def test_the_guard_is_told_whose_upload_it_is(client, guard: GuardDouble):
+    assert guard.uploaders[client.put_blob(b"mine")] == public_hex(SCIENTIST)
 
 
 def test_a_dead_guard_is_named(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,30 +43,6 @@ CARD = CorpusCard(
 
 def train(attempt: int) -> dict[str, str]:
     return {"action": "train", "message": sign(an_order(attempt), KEY).canonical().decode()}
-
-
-@pytest.fixture(scope="module")
-def datasite(guard_socket, tmp_path_factory) -> Iterator[Datasite]:
-    with Datasite(tmp_path_factory.mktemp("site") / "alba", "alba", guard_socket) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def owner(datasite) -> Any:
-    return accounts.login_owner(datasite)
-
-
-@pytest.fixture
-def invited(datasite, owner) -> tuple[str, str]:
-    email = f"ada-{secrets.token_hex(4)}@lab.example.org"
-    return email, accounts.invite_scientist(owner, "Ada", email)
-
-
-@pytest.fixture
-def desk(datasite, invited) -> Iterator[Desk]:
-    desk = Desk.login("alba", datasite.url, *invited)
-    yield desk
-    desk.close()
 
 
 def the_request(owner: Any, code: str) -> requests.CodeRequest:
@@ -228,9 +203,10 @@ def the_syft_request(owner: Any, code: str) -> Any:
     return found
 
 
-def test_blobs_pass_beside_syft_for_accounts_only(datasite, desk):
+def test_blobs_pass_beside_syft_for_accounts_only(datasite, desk, tmp_path):
     data = secrets.token_bytes(5 << 20)
-    assert desk.relay.get_blob(desk.relay.put_blob(data)) == data
+    desk.relay.fetch_blob(desk.relay.put_blob(data), tmp_path / "blob")
+    assert (tmp_path / "blob").read_bytes() == data
     stranger = RelayClient("alba", datasite.url, Ed25519PrivateKey.generate())
     with pytest.raises(CredentialsRefused, match="no account"):
         stranger.info()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nacl.public import PublicKey, SealedBox
 
-from fl_privacy.encryption.keys import Identity, generate_secret_key, load_secret_key, seal_key, unseal_key
-from fl_privacy.encryption.registry import SealedKey
+from fl_privacy.encryption.keys import Identity, generate_secret_key, key_name, load_secret_key, seal_key, unseal_key
+from fl_privacy.encryption.registry import Registry, SealedKey, build_registry, registry_of
 from fl_privacy.errors import (
     CiphertextInvalid,
     DigestMismatch,
@@ -20,18 +24,31 @@ from fl_privacy.errors import (
     SignatureInvalid,
 )
 from fl_privacy.messages import Signed, open_signed, public_hex, sign
-from tests.secure_cohort import make_cohort
 
-COHORT = make_cohort(4)
-DEALER, OTHER, THIRD = COHORT.owners[:3]
+IDENTITIES = {f"owner-{index:02d}": Identity.generate() for index in range(4)}
+REGISTRY = build_registry(identity.card(owner) for owner, identity in IDENTITIES.items())
+DEALER, OTHER, THIRD = REGISTRY.owners[:3]
+SECRET_KEY = generate_secret_key()
 
 
-def envelope_for(owner: str, secret_key: bytes = COHORT.secret_key) -> Signed:
-    return seal_key(secret_key, DEALER, owner, COHORT.identities[DEALER], COHORT.registry)
+def envelope_for(owner: str, secret_key: bytes = SECRET_KEY, registry: Registry = REGISTRY) -> Signed:
+    return seal_key(secret_key, DEALER, owner, IDENTITIES[DEALER], registry)
 
 
 def unseal(envelope: Signed, owner: str = OTHER) -> bytes:
-    return unseal_key(envelope, owner, COHORT.identities[owner], COHORT.registry)
+    scheme, key = unseal_key(envelope, owner, IDENTITIES[owner], REGISTRY)
+    assert scheme == "bfv"
+    return key
+
+
+def altered(envelope: Signed, **changes: str) -> Signed:
+    """What a hostile dealer could sign."""
+    sealed = open_signed(envelope, SealedKey, envelope.signer)
+    return sign(sealed.model_copy(update=changes), IDENTITIES[DEALER].signing_key)
+
+
+def boxed(content: bytes, recipient: str = OTHER) -> str:
+    return SealedBox(PublicKey(bytes.fromhex(REGISTRY.card(recipient).agreement_key))).encrypt(content).hex()
 
 
 def test_an_identity_is_saved_for_this_user_only_and_comes_back(tmp_path: Path) -> None:
@@ -81,47 +98,43 @@ def test_a_card_names_the_public_halves() -> None:
 
 
 def test_a_secret_key_serves_every_plain_modulus_and_is_fresh() -> None:
-    assert generate_secret_key() != COHORT.secret_key
+    assert generate_secret_key() != SECRET_KEY
     for bits in (20, 37, 51, 53):
-        load_secret_key(COHORT.secret_key, bits)
+        load_secret_key(SECRET_KEY, bits)
 
 
 @pytest.mark.parametrize("damage", [lambda key: b"", lambda key: key[:-1], lambda key: key + b"\0", lambda key: b"X" + key[1:],
                                     lambda key: key[:8] + b"\xff" * (len(key) - 8)])  # fmt: skip
 def test_bytes_that_are_no_key_are_refused_without_being_shown(damage: object) -> None:
     with pytest.raises(KeyMissing) as refused:
-        load_secret_key(damage(COHORT.secret_key), 51)  # type: ignore[operator]
-    assert COHORT.secret_key[8:16].hex() not in str(refused.value)
+        load_secret_key(damage(SECRET_KEY), 51)  # type: ignore[operator]
+    assert SECRET_KEY[8:16].hex() not in str(refused.value)
 
 
 def test_each_owner_opens_its_own_envelope() -> None:
-    for owner in COHORT.owners:
-        assert unseal(envelope_for(owner), owner) == COHORT.secret_key
+    for owner in REGISTRY.owners:
+        assert unseal(envelope_for(owner), owner) == SECRET_KEY
 
 
 def test_the_relay_cannot_read_an_envelope() -> None:
     envelope = envelope_for(OTHER)
-    for start in range(0, len(COHORT.secret_key) - 16, 1000):
-        assert COHORT.secret_key[start : start + 16].hex() not in envelope.body
-    sealed = open_signed(envelope, SealedKey, envelope.signer)
-    stolen = sign(sealed.model_copy(update={"recipient": THIRD}), COHORT.identities[DEALER].signing_key)
+    for start in range(0, len(SECRET_KEY) - 16, 1000):
+        assert SECRET_KEY[start : start + 16].hex() not in envelope.body
     with pytest.raises(CiphertextInvalid, match="does not open"):
-        unseal(stolen, THIRD)
+        unseal(altered(envelope, recipient=THIRD), THIRD)
 
 
 def test_the_relay_cannot_replace_an_envelope() -> None:
     """It knows every public key, so it can seal a key of its own for the owner, but not sign it as the dealer."""
     envelope, relay = envelope_for(OTHER), Identity.generate()
-    box = SealedBox(PublicKey(bytes.fromhex(COHORT.registry.card(OTHER).agreement_key)))
-    honest = open_signed(envelope, SealedKey, envelope.signer)
-    forged = honest.model_copy(update={"ciphertext": box.encrypt(generate_secret_key()).hex()})
+    forged = SealedKey.parse(envelope.body).model_copy(update={"ciphertext": boxed(generate_secret_key())})
     signed = sign(forged, relay.signing_key)
     substitutes = [
         signed,
-        sign(forged, COHORT.identities[THIRD].signing_key),  # an owner, but not the dealer
+        sign(forged, IDENTITIES[THIRD].signing_key),  # an owner, but not the dealer
         signed.model_copy(update={"signer": envelope.signer}),
         envelope.model_copy(update={"body": signed.body}),
-        COHORT.identities[DEALER].card(DEALER),
+        IDENTITIES[DEALER].card(DEALER),
     ]
     for substitute in substitutes:
         with pytest.raises(SignatureInvalid):
@@ -131,44 +144,75 @@ def test_the_relay_cannot_replace_an_envelope() -> None:
 def test_an_envelope_for_another_owner_or_registry_is_refused() -> None:
     with pytest.raises(CiphertextInvalid, match=THIRD):
         unseal(envelope_for(THIRD), OTHER)
-    sealed = open_signed(envelope_for(OTHER), SealedKey, envelope_for(OTHER).signer)
-    elsewhere = sign(sealed.model_copy(update={"registry": "0" * 64}), COHORT.identities[DEALER].signing_key)
     with pytest.raises(DigestMismatch):
-        unseal(elsewhere)
+        unseal(envelope_for(OTHER, registry=registry_of(REGISTRY.cards, serial=2)))
 
 
 def test_a_dealer_who_sends_something_else_than_a_key_is_refused() -> None:
-    box = SealedBox(PublicKey(bytes.fromhex(COHORT.registry.card(OTHER).agreement_key)))
-    ciphertext = box.encrypt(b"no key").hex()
-    sealed = SealedKey(sender=DEALER, recipient=OTHER, registry=COHORT.registry.digest(), ciphertext=ciphertext)
     with pytest.raises(KeyMissing):
-        unseal(sign(sealed, COHORT.identities[DEALER].signing_key))
+        unseal(altered(envelope_for(OTHER), ciphertext=boxed(b"no key")))
     with pytest.raises(MessageError):
-        SealedKey.parse(sealed.canonical().replace(b'"ciphertext":"', b'"ciphertext":"xyz'))
+        unseal(altered(envelope_for(OTHER), ciphertext="xyz"))
+
+
+def test_a_dealer_who_deals_another_key_than_it_names_is_found_out() -> None:
+    """All owners see the same name; so no owner can be given a key of its own without noticing."""
+    with pytest.raises(CiphertextInvalid, match="deals different keys"):
+        unseal(altered(envelope_for(OTHER), ciphertext=boxed(generate_secret_key())))
+
+
+def test_a_key_of_one_scheme_is_not_taken_for_another() -> None:
+    with pytest.raises(KeyMissing):
+        unseal_key(altered(envelope_for(OTHER), scheme="ckks"), OTHER, IDENTITIES[OTHER], REGISTRY)
+    with pytest.raises(KeyMissing):
+        seal_key(SECRET_KEY, DEALER, OTHER, IDENTITIES[DEALER], REGISTRY, "ckks")
+
+
+def test_a_ckks_key_is_dealt_like_a_bfv_key() -> None:
+    key = generate_secret_key("ckks")
+    envelope = seal_key(key, DEALER, OTHER, IDENTITIES[DEALER], REGISTRY, "ckks")
+    assert unseal_key(Signed.parse(envelope.canonical()), OTHER, IDENTITIES[OTHER], REGISTRY) == ("ckks", key)
+
+
+def test_the_name_of_a_key_is_its_own_and_public() -> None:
+    names = {key_name(key) for key in (SECRET_KEY, generate_secret_key(), SECRET_KEY[:-1])}
+    assert len(names) == 3 and all(len(name) == 64 for name in names)
+    assert (
+        SealedKey.parse(envelope_for(OTHER).body).name == SealedKey.parse(envelope_for(THIRD).body).name == key_name(SECRET_KEY)
+    )
 
 
 def test_only_the_dealer_deals() -> None:
     for sender, identity in ((OTHER, OTHER), (DEALER, OTHER), (OTHER, DEALER)):
         with pytest.raises(KeyMissing):
-            seal_key(COHORT.secret_key, sender, THIRD, COHORT.identities[identity], COHORT.registry)
+            seal_key(SECRET_KEY, sender, THIRD, IDENTITIES[identity], REGISTRY)
     with pytest.raises(KeyMissing):
         envelope_for("stranger")
     with pytest.raises(KeyMissing):
         envelope_for(OTHER, b"no key")
 
 
+def test_an_identity_is_neither_pickled_nor_copied() -> None:
+    for duplicate in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="private keys"):
+            duplicate(IDENTITIES[OTHER])
+
+
 def test_secrets_are_not_shown() -> None:
-    identity = COHORT.identities[OTHER]
-    secrets = [identity.signing_key.private_bytes_raw(), identity.agreement_key.private_bytes_raw(), COHORT.secret_key[8:40]]
-    shown = [repr(identity), str(identity), f"{identity}", identity.card(OTHER).canonical().decode()]
-    misuses = (
+    identity = IDENTITIES[OTHER]
+    secrets = [identity.signing_key.private_bytes_raw(), identity.agreement_key.private_bytes_raw(), SECRET_KEY[8:40]]
+    shown = [repr(identity), str(identity), f"{identity}", repr(vars(identity)), identity.card(OTHER).canonical().decode()]
+    shown += [key_name(SECRET_KEY), envelope_for(THIRD).canonical().decode()]
+    misuses: tuple[Callable[[], object], ...] = (
         lambda: unseal(envelope_for(THIRD)),
-        lambda: seal_key(COHORT.secret_key, OTHER, THIRD, identity, COHORT.registry),
+        lambda: unseal(altered(envelope_for(OTHER), ciphertext=boxed(generate_secret_key()))),
+        lambda: seal_key(SECRET_KEY, OTHER, THIRD, identity, REGISTRY),
+        lambda: seal_key(SECRET_KEY[:-1], DEALER, THIRD, IDENTITIES[DEALER], REGISTRY),
     )
     for misuse in misuses:
         with pytest.raises(FlPrivacyError) as refused:
             misuse()
-        shown += [str(refused.value), repr(refused.value)]
+        shown += [str(refused.value), repr(refused.value), "".join(traceback.format_exception(refused.value))]
     for text in shown:
         for secret in secrets:
             assert secret.hex() not in text and repr(secret)[2:-1] not in text

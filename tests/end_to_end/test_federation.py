@@ -15,11 +15,14 @@ import pytest
 from transformers import AutoModelForMaskedLM
 
 from fl_privacy import parameters
+from fl_privacy.encryption.evidence import verify_round
 from fl_privacy.errors import ConnectionFailed, CredentialsRefused, NotApproved, RequestDenied, RoundFailed
 from fl_privacy.guard.corpus import add_corpus
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.learning.models import ModelBundle
-from fl_privacy.owner import Owner, export_ledger
+from fl_privacy.messages import RevealRequest, Signed
+from fl_privacy.owner import Owner
+from fl_privacy.owner_files import export_ledger, read_ledger
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.audit import audit_export
 from fl_privacy.scientist.desk import Desk
@@ -67,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         passwords = {name: owner.invite("scientist", EMAIL) for name, owner in owners.items()}
         logins = [Login(name, owner.datasite.url, EMAIL, passwords[name]) for name, owner in owners.items()]
         with Federation.connect(folder / "scientist", logins) as federation:
-            assert federation.relay_keys() == 2
+            assert federation.relay_keys() == (6, 2)
             yield World(owners, federation, tiny_bundle(), passwords)
     finally:
         for owner in owners.values():
@@ -88,6 +91,12 @@ def test_the_main_job(world: World, tmp_path: Path) -> None:
 
     assert [record.round for record in history.rounds] == [0, 1]
     assert (tmp_path / "rounds.png").stat().st_size > 10_000
+    registry = world.federation.registry()
+    for number, record in enumerate(history.rounds):
+        found = verify_round(tmp_path / "rounds" / f"{number:03d}", registry)
+        assert (found.order, found.cohort, len(found.openers)) == (record.order, OWNERS, 2)
+        assert found.openers == tuple(sorted(record.openers)) and record.failure_log2 < -40
+    assert history.rounds[0].openers != history.rounds[1].openers
     assert [json.loads(line)["round"] for line in (tmp_path / "history.jsonl").read_text().splitlines()] == [0, 1]
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
     base = parameters.from_bytes(world.bundle.weights)
@@ -117,12 +126,11 @@ def test_a_denial_reaches_the_scientist_with_its_reason(world: World, tmp_path: 
         world.federation.run(plan, world.bundle, texts(10), tmp_path)
 
 
-def test_a_guard_killed_in_a_round_is_named_and_the_round_is_tried_again(world: World, tmp_path: Path) -> None:
+def test_a_guard_killed_in_training_is_named_and_the_others_resend_for_free(world: World, tmp_path: Path) -> None:
     plan = tiny_plan(world.bundle, name="killed", rounds=1, retries=1, target_epsilon=2.0, local_steps=3)
     world.federation.submit(plan)
     world.approve(plan)
     clinic = world.owners["clinic"]
-    before = {owner: statement.epsilon_spent for owner, statement in world.federation.statements().items()}
 
     class Killer(Watcher):
         failures: dict[str, str] = {}
@@ -133,7 +141,7 @@ def test_a_guard_killed_in_a_round_is_named_and_the_round_is_tried_again(world: 
                 self.killed = True
                 os.kill(clinic.guard_process.pid, signal.SIGKILL)  # type: ignore[union-attr]
 
-        def round_failed(self, error: RoundFailed, retries_left: int) -> None:
+        def round_failed(self, error: RoundFailed, attempts_left: int) -> None:
             self.failures = error.failures
             clinic.guard_process.wait()  # type: ignore[union-attr]
             clinic.start_guard()
@@ -143,8 +151,40 @@ def test_a_guard_killed_in_a_round_is_named_and_the_round_is_tried_again(world: 
 
     assert list(watcher.failures) == ["clinic"], watcher.failures
     assert [(record.round, record.attempt) for record in history.rounds] == [(0, 1)]
+    paid = {name: trainings_paid(owner, plan) for name, owner in world.owners.items()}
+    assert paid == {"bank": 1, "clinic": 2, "school": 1}, "who had trained paid once; what died in training stays paid"
     for owner, statement in world.federation.statements().items():
-        assert statement.epsilon_spent > before[owner], "both attempts are on every ledger"
+        assert history.rounds[0].spends[owner].epsilon == statement.epsilon_spent
+
+
+def trainings_paid(owner: Owner, plan: TrainingPlan) -> int:
+    """How often an owner's ledger has paid for a training of a plan."""
+    entries, _ = read_ledger(owner.home)
+    return sum(entry.event.kind == "reserve" and entry.event.plan == plan.digest() for entry in entries)
+
+
+def test_a_guard_killed_after_it_closed_is_waited_for(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a survivor list is signed only this attempt can use the update: the scientist asks until the guard is back."""
+    plan = tiny_plan(world.bundle, name="killed-late", rounds=1, target_epsilon=2.0)
+    world.federation.submit(plan)
+    world.approve(plan)
+    school = world.owners["school"]
+    relay = world.federation.desks["school"].relay
+    reveal = relay.reveal_self_mask
+
+    def kill_first(request: RevealRequest) -> Signed:
+        monkeypatch.undo()
+        os.kill(school.guard_process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        school.guard_process.wait()  # type: ignore[union-attr]
+        with pytest.raises(ConnectionFailed):
+            reveal(request)
+        school.start_guard()
+        return reveal(request)
+
+    monkeypatch.setattr(relay, "reveal_self_mask", kill_first)
+    history = world.federation.run(plan, world.bundle, texts(10), tmp_path, timeout=120)
+    assert [(record.round, record.attempt) for record in history.rounds] == [(0, 0)]
+    assert trainings_paid(school, plan) == 1
 
 
 def test_a_restarted_datasite_goes_on(world: World) -> None:
@@ -167,7 +207,7 @@ def test_wrong_credentials_are_refused(world: World) -> None:
 def test_no_secret_is_in_any_log_or_in_the_datasites_state(world: World) -> None:
     for name, owner in world.owners.items():
         guard = owner.guard_home
-        secrets = [(guard / "keys" / "identity.key").read_bytes()[:32], (guard / "keys" / "he_secret.bin").read_bytes()[40:72]]
+        secrets = [(guard / "keys" / "identity.key").read_bytes()[:32], (guard / "keys" / "bfv.key").read_bytes()[40:72]]
         rows = [json.loads(line)["text"] for line in (guard / "corpus" / "rows.jsonl").read_text().splitlines()]
         long_row = max(rows, key=len).encode()
         files = [path for path in (owner.home / "datasite").rglob("*") if path.is_file()] + [guard / "guard.log"]

@@ -22,7 +22,7 @@ from fl_privacy.guard.home import GuardHome
 from fl_privacy.learning.models import ModelBundle
 from fl_privacy.messages import Signed, sign
 from fl_privacy.plan import TrainingPlan
-from tests.builders import OWNERS, order_for, texts, tiny_bundle, tiny_plan, write_domain
+from tests.builders import OWNERS, enrol_all, order_for, texts, tiny_bundle, tiny_plan, write_domain
 
 ROWS = 200
 
@@ -43,8 +43,8 @@ class Strongrooms:
 
     def order(self, **changes: Any) -> Signed:
         """A correct order, but for ``changes``."""
-        registry = next(iter(self.guards.values())).home.registry
-        return order_for(self.plan, self.key, registry, ROWS, **changes)
+        home = next(iter(self.guards.values())).home
+        return order_for(self.plan, self.key, home.registry, ROWS, home.secret_key("bfv"), **changes)
 
     def upload(self, blob: bytes, *owners: str) -> str:
         """Put a blob into guards' inboxes."""
@@ -82,17 +82,12 @@ def make_guard(folder: Path, owner: str, rows: int = ROWS, epsilon: float = 8.0)
     return Guard(home)
 
 
-def make_strongrooms(folder: Path, epsilon: float = 8.0, **changes: Any) -> Strongrooms:
-    """Three enrolled guards that hold the shared key and have approved one plan."""
-    guards = {owner: make_guard(folder, owner, epsilon=epsilon) for owner in OWNERS}
-    cards = [guard.home.identity.card(owner) for owner, guard in guards.items()]
-    for guard in guards.values():
-        guard.enrol(cards)
-    for envelope in guards[OWNERS[0]].envelopes():
-        recipient = json.loads(envelope.body)["recipient"]
-        guards[recipient].take_envelope(envelope)
+def make_strongrooms(folder: Path, epsilon: float = 8.0, owners: tuple[str, ...] = OWNERS, **changes: Any) -> Strongrooms:
+    """Enrolled guards that hold the shared key and have approved one plan; ``changes`` are the plan's."""
+    guards = {owner: make_guard(folder, owner, epsilon=epsilon) for owner in owners}
+    enrol_all({owner: guard.enrolment for owner, guard in guards.items()})
     bundle = tiny_bundle()
-    rooms = Strongrooms(guards, Ed25519PrivateKey.generate(), tiny_plan(bundle, **changes), bundle)
+    rooms = Strongrooms(guards, Ed25519PrivateKey.generate(), tiny_plan(bundle, owners=owners, **changes), bundle)
     for guard in guards.values():
         guard.approve(rooms.code)
     rooms.upload(bundle.weights)

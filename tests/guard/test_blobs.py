@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from fl_privacy.errors import DigestMismatch, FlPrivacyError, MessageError, OrderRefused
+from fl_privacy.errors import DigestMismatch, FlPrivacyError, MessageError, OrderRefused, TooLarge
 from fl_privacy.guard import blobs as module
 from fl_privacy.guard.blobs import Blobs
 
@@ -35,13 +38,15 @@ def name_of(content: bytes) -> str:
 
 def test_an_upload_is_kept_under_its_hash(blobs: Blobs) -> None:
     assert asyncio.run(blobs.receive(name_of(b"abcd"), stream(b"ab", b"cd"))) == 4
-    assert blobs.read(name_of(b"abcd")) == b"abcd"
+    with blobs.open(name_of(b"abcd")) as file:
+        assert file.read() == b"abcd"
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "A" * 64, "0" * 63, "", "0" * 64 + "\n"])
 def test_a_name_that_is_not_a_hash_reaches_no_file(blobs: Blobs, name: str) -> None:
     for call in (
-        lambda: blobs.read(name),
+        lambda: blobs.open(name),
+        lambda: blobs.discard(name),
         lambda: blobs.published(name),
         lambda: asyncio.run(blobs.receive(name, stream(b"x"))),
     ):
@@ -64,13 +69,13 @@ def test_a_broken_upload_leaves_nothing(blobs: Blobs) -> None:
 def test_the_quota_holds(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INBOX_QUOTA", 10)
     asyncio.run(blobs.receive(name_of(b"12345678"), stream(b"12345678")))
-    with pytest.raises(MessageError, match="larger"):
+    with pytest.raises(TooLarge, match="inbox is full"):
         asyncio.run(blobs.receive(name_of(b"1234"), stream(b"1234")))
 
 
 def test_a_blob_that_never_came_is_named(blobs: Blobs) -> None:
     with pytest.raises(OrderRefused, match="has not been uploaded"):
-        blobs.read(name_of(b"x"))
+        blobs.open(name_of(b"x"))
 
 
 def test_the_inbox_cannot_be_fetched(blobs: Blobs) -> None:
@@ -83,4 +88,79 @@ def test_bytes_that_rot_on_disk_are_noticed(blobs: Blobs) -> None:
     asyncio.run(blobs.receive(name_of(b"good"), stream(b"good")))
     (blobs.inbox / name_of(b"good")).write_bytes(b"evil")
     with pytest.raises(DigestMismatch):
-        blobs.read(name_of(b"good"))
+        blobs.open(name_of(b"good"))
+
+
+def test_what_is_published_is_named_by_its_hash_and_complete_or_absent(blobs: Blobs) -> None:
+    assert blobs.publish(lambda file: file.write(b"abc") and None) == (name_of(b"abc"), 3)
+    assert blobs.published(name_of(b"abc")).read_bytes() == b"abc"
+
+    def breaks(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise MessageError("no more")
+
+    with pytest.raises(MessageError):
+        blobs.publish(breaks)
+    assert [path.name for path in blobs.outbox.iterdir()] == [name_of(b"abc")]
+
+
+def test_what_a_dead_guard_left_unfinished_is_removed_at_the_next_start(blobs: Blobs, tmp_path: Path) -> None:
+    for folder in (blobs.inbox, blobs.outbox):
+        (folder / "ab.partial").write_bytes(b"half")
+    Blobs(tmp_path)
+    assert [*blobs.inbox.iterdir(), *blobs.outbox.iterdir()] == []
+
+
+def test_a_discarded_blob_is_gone(blobs: Blobs) -> None:
+    asyncio.run(blobs.receive(name_of(b"x"), stream(b"x")))
+    for _ in range(2):
+        blobs.discard(name_of(b"x"))
+    with pytest.raises(OrderRefused):
+        blobs.open(name_of(b"x"))
+
+
+ADA, BOB = "a" * 64, "b" * 64
+
+
+def bring(blobs: Blobs, content: bytes, uploader: str) -> str:
+    asyncio.run(blobs.receive(name_of(content), stream(content), uploader))
+    return name_of(content)
+
+
+def kept(blobs: Blobs) -> set[str]:
+    return {path.name for path in blobs.inbox.iterdir() if not path.suffix}
+
+
+@pytest.mark.parametrize(("limit", "value"), [("UPLOADER_QUOTA", 10), ("UPLOADER_COUNT", 2)])
+def test_beyond_its_quota_a_scientists_own_oldest_blob_makes_room_and_nobody_elses(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(module, limit, value)
+    bobs, oldest = bring(blobs, b"bob's", BOB), bring(blobs, b"1234", ADA)
+    os.utime(blobs.inbox / bobs, (time.time() - 200,) * 2)
+    os.utime(blobs.inbox / oldest, (time.time() - 100,) * 2)
+    others = {bring(blobs, b"5678", ADA), bring(blobs, b"9abc", ADA)}
+    assert kept(blobs) == {bobs} | others
+
+
+def test_an_upload_larger_than_its_scientists_quota_is_refused_and_leaves_nothing(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UPLOADER_QUOTA", 3)
+    with pytest.raises(TooLarge, match="one scientist's uploads"):
+        bring(blobs, b"1234", ADA)
+    assert list(blobs.inbox.iterdir()) == []
+
+
+def test_uploads_that_are_under_way_count(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UPLOADER_QUOTA", 10)
+    monkeypatch.setattr(module, "CHECKED_EVERY", 0)
+    (blobs.inbox / f"{'c' * 64}.{ADA}.1234.partial").write_bytes(bytes(8))
+    with pytest.raises(TooLarge):
+        bring(blobs, b"1234", ADA)
+    bring(blobs, b"1234", BOB)
+
+
+def test_an_uploader_that_is_no_key_reaches_no_file(blobs: Blobs) -> None:
+    with pytest.raises(MessageError):
+        bring(blobs, b"x", "../../x")

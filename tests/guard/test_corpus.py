@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_privacy.errors import CorpusError
-from fl_privacy.guard.corpus import add_corpus, card_of, check_digest, load_rows, read_texts, round_down
+from fl_privacy.guard.corpus import add_corpus, card_of, check_digest, load_rows, read_records, round_down
 from fl_privacy.guard.domain import Domain
 from fl_privacy.guard.home import GuardHome
 from tests.builders import write_domain
@@ -66,7 +66,7 @@ def test_a_bad_file_is_named_with_its_line_and_never_quoted(tmp_path: Path, name
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"nowhere\.txt"):
-        list(read_texts(tmp_path / "nowhere.txt"))
+        list(read_records(tmp_path / "nowhere.txt"))
 
 
 def test_a_bad_file_leaves_the_former_corpus_in_place(home: GuardHome, tmp_path: Path) -> None:

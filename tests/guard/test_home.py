@@ -72,5 +72,8 @@ def test_keys_that_have_not_arrived_are_named(tmp_path: Path, domain: Domain) ->
     with GuardHome.create(tmp_path / "home", domain) as home:
         with pytest.raises(KeyMissing, match="enrol"):
             _ = home.registry
-        with pytest.raises(KeyMissing, match="encryption key"):
-            _ = home.secret_key
+        with pytest.raises(KeyMissing, match="enrol"):
+            home.require_complete_registry()
+        for scheme in ("bfv", "ckks"):
+            with pytest.raises(KeyMissing, match=f"does not hold the owners' {scheme} encryption key"):
+                home.secret_key(scheme)

@@ -215,7 +215,7 @@ def test_a_forked_file_put_under_an_open_ledger_is_noticed(path):
     path.write_bytes(old)
     other = Ledger.open(path, KEY)
     other.reserve(order(1), PLAN, ROUND)  # another entry 1, and as many entries as before
-    sqlite3.connect(path).execute("PRAGMA user_version = 1")  # one more write, or SQLite would trust its cached page
+    sqlite3.connect(path).execute("PRAGMA application_id = 1")  # one more write, or SQLite would trust its cached page
     with pytest.raises(LedgerTampered, match="entry 1 was changed or removed"):
         ledger.reserve(order(2), PLAN, ROUND)
 

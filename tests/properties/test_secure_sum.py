@@ -7,13 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fl_privacy.encryption.packing import choose_encoding, pack, unpack
+from fl_privacy.encryption.packing import Fields, choose_encoding, pack, unpack
 from fl_privacy.encryption.quantise import dequantise_sum, quantise
+from fl_privacy.messages import Encoding
 from fl_privacy.parameters import Vector
 from tests.secure_cohort import SecureCohort, make_cohort
 
 VALUES = arrays(np.float32, st.integers(1, 60), elements=st.floats(-0.125, 0.125, width=32))
+RANDOM = np.random.default_rng()
 COHORTS: dict[tuple[int, int], SecureCohort] = {}
+
+
+def quantised(values: Vector, encoding: Encoding) -> Fields:
+    return quantise(values, 1.0, encoding, RANDOM.integers(0, 1 << 16, values.size, np.uint16))
 
 
 def cohort_of(size: int, value_bits: int, coordinates: int) -> SecureCohort:
@@ -26,16 +32,16 @@ def cohort_of(size: int, value_bits: int, coordinates: int) -> SecureCohort:
 @given(VALUES, st.integers(2, 16), st.integers(3, 100))
 def test_quantised_and_packed_values_come_back_within_a_step(values: Vector, bits: int, size: int) -> None:
     encoding = choose_encoding(size, bits, 0.125)
-    fields = unpack(pack(quantise(values, encoding), encoding), encoding)[: values.size]
+    fields = unpack(pack(quantised(values, encoding), encoding), encoding)[: values.size]
     assert np.abs(dequantise_sum(fields, encoding, 1) - values).max() <= 0.125 / (2 ** (bits - 1) - 1) * 1.00001
 
 
 @given(VALUES, st.integers(2, 16), st.integers(3, 100))
 def test_packing_commutes_with_adding(values: Vector, bits: int, size: int) -> None:
     encoding = choose_encoding(size, bits, 0.125)
-    drawn = [quantise(sign * values, encoding) for sign in (1, -1, 1)]
+    drawn = [quantised(sign * values, encoding) for sign in (1, -1, 1)]
     packed = np.sum([pack(fields, encoding) for fields in drawn], axis=0)
-    assert np.array_equal(unpack(packed, encoding)[: values.size], np.sum(drawn, axis=0))
+    assert np.array_equal(unpack(packed, encoding)[: values.size], np.sum(drawn, axis=0, dtype=np.uint64))
 
 
 @settings(max_examples=40, deadline=None)

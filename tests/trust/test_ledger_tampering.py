@@ -48,7 +48,7 @@ def ledger(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lines(ledger):
-    return ledger.path.with_suffix(".jsonl").read_text().splitlines()
+    return ledger.path.with_suffix(".jsonl").read_text().splitlines()[1:]  # without the header, as in the first format
 
 
 def entry_of(line: str) -> LedgerEntry:
@@ -180,15 +180,15 @@ def test_a_ledger_must_open_with_an_opening(lines):
     refused([resign(entry)], "entry 0")
 
 
-def test_no_byte_of_an_export_can_change_unnoticed(lines):
-    text = "\n".join(lines)
+def test_no_byte_of_an_export_can_change_unnoticed(ledger):
+    text = ledger.path.with_suffix(".jsonl").read_text().rstrip("\n")
 
     @settings(max_examples=60, deadline=None)
     @given(position=st.integers(0, len(text) - 1), replacement=st.characters(codec="ascii", exclude_categories=["C"]))
     def change(position, replacement):
         changed = text[:position] + replacement + text[position + 1 :]
         if changed != text:
-            with pytest.raises(LedgerTampered, match=r"entry \d+"):
+            with pytest.raises(LedgerTampered, match=r"entry \d+|header"):
                 verify_export(changed.split("\n"), OWNER)
 
     change()

@@ -157,7 +157,9 @@ def _world(url: str, pid: int, key: str, owner: Any, email: str, password: str, 
 
 @pytest.mark.parametrize("exploit", EXPLOITS, ids=lambda exploit: exploit.__name__)
 def test_the_attack_fails_here(world: World, tmp_path: Path, exploit: Callable[[World, Path], bool]) -> None:
-    assert not exploit(world, tmp_path)
+    worked = exploit(world, tmp_path)
+    print(f"Syft attack: {exploit.__name__.replace('_', ' ')}: {'WORKED' if worked else 'refused'}")  # noqa: T201 - a report
+    assert not worked
 
 
 @pytest.mark.slow

@@ -1,0 +1,38 @@
+"""Old blobs go: models, ciphertexts and sums that no unopened order names. Ledger, receipts and orders stay for ever."""
+
+from __future__ import annotations
+
+import time
+
+from fl_privacy.guard.blobs import Blobs
+from fl_privacy.guard.orders import OrderFolder, Orders
+from fl_privacy.messages import UpdateReceipt
+
+DAY = 86_400.0  # seconds
+
+
+def delete_old(blobs: Blobs, orders: Orders, days: int) -> int:
+    """Delete what has lain for more than ``days`` in inbox and outbox and that no unopened order names; returns how many."""
+    with orders.lock:  # or an order could be admitted whose model is deleted at this moment
+        latest = orders.latest()
+        needed = {name for folder in orders.all() for name in _needed(folder, folder in latest)}
+        old = time.time() - days * DAY
+        found = 0
+        for box in (blobs.inbox, blobs.outbox):
+            for path in box.iterdir():
+                if path.name.split(".")[0] not in needed and path.stat().st_mtime < old:
+                    path.unlink()
+                    found += 1
+        return found
+
+
+def _needed(folder: OrderFolder, is_latest: bool) -> list[str]:
+    """The blobs of an order that may still be opened: once it is closed, whatever came after it, or as its plan's latest."""
+    if folder.is_opened or folder.is_revoked or folder.has_failed or not (folder.is_closed or is_latest):
+        return []
+    named = [folder.order.model]
+    if folder.is_sealed:
+        named.append(UpdateReceipt.parse(folder.receipt.body).ciphertext)
+    if folder.is_closed:
+        named.append(folder.closing.total)
+    return named

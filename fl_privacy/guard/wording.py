@@ -1,0 +1,108 @@
+"""A plan in plain words, for people who decide and for those who must answer for it. Every sentence here must be true."""
+
+from __future__ import annotations
+
+import math
+
+from fl_privacy.messages import CorpusCard, LedgerStatement
+from fl_privacy.plan import TrainingPlan
+
+UNITS = {"record": "one record (one row)", "subject": "all records of one person"}
+
+
+def plan_in_words(plan: TrainingPlan, scientist: str, card: CorpusCard, unit: str) -> list[str]:
+    """Who, why, what is read, what is computed, what leaves, to whom, and what protects it."""
+    others = ", ".join(owner for owner in plan.owners if owner != card.owner)
+    return [
+        f"Purpose: {plan.purpose}",
+        f"Who: scientist's key {scientist[:16]}…; together with {others}.",
+        f"What is read: {_read(plan, card)}; each record that is read is cut to {plan.max_length} tokens and {_use(plan)}.",
+        f"What is trained: {trained_layers(plan)} of {plan.model.source}; {plan.rounds} rounds of {plan.local_steps} steps"
+        + (f", and up to {plan.retries} rounds repeated." if plan.retries else "."),
+        *_what_leaves(plan),
+        f"Protection: (epsilon, delta)-differential privacy. {UNITS[unit].capitalize()} more or less changes the probability of"
+        f" whatever is released by a factor of at most e^{plan.target_epsilon:g}, and by {plan.delta:g} besides, all rounds"
+        " together.",
+    ]
+
+
+def trained_layers(plan: TrainingPlan) -> str:
+    """Which layers an update holds."""
+    if plan.layers:
+        return f"encoder layers {plan.layers[0]} to {plan.layers[1]} and the prediction head"
+    return {"all": "all layers", "head": "only the prediction head"}[plan.trainable]
+
+
+def sentence(plan: TrainingPlan, card: CorpusCard, statement: LedgerStatement, epsilon_after: float, total: float) -> str:
+    """What approving means, for somebody who reads contracts rather than code.
+
+    Args: epsilon_after is what the budget would bound of what is then spent, total all that is then spent.
+    """
+    factor = math.exp(plan.target_epsilon)
+    told = f"{factor:,.1f}" if factor < 1000 else f"{factor:,.0f}" if factor < 1e9 else f"{factor:.1e}"
+    trainings = plan.rounds + plan.retries
+    sentences = [
+        f"If {card.owner} approves this plan, its guard may release at most {trainings} different updates of"
+        f" {trained_layers(plan)}, each with random noise added before it leaves.",
+        f"Whatever anyone concludes from all of them together - the scientist, the other owners, whoever gets the model later,"
+        f" with any other knowledge - the probability of that conclusion is at most {told} times as"
+        f" large (epsilon {plan.target_epsilon:g}) as it would be if {UNITS[statement.unit]} had not been in the corpus, apart"
+        f" from an additional probability of {plan.delta:g} (delta); and the same the other way round.",
+        _against_the_budget(card.owner, statement, epsilon_after, total),
+        f"Not covered: {_not_covered(plan, statement.unit)}.",
+    ]
+    return " ".join(sentences)
+
+
+def _against_the_budget(owner: str, statement: LedgerStatement, epsilon_after: float, total: float) -> str:
+    if statement.period_days is None:
+        return (
+            f"Counted with everything released before, the guard's ledger would reach epsilon {epsilon_after:.2f} of the"
+            f" {statement.epsilon_budget:.2f} that {owner} has set as its limit, at delta {statement.delta:g}."
+        )
+    return (
+        f"Counted with everything released in the last {statement.period_days} days, the guard's ledger would reach epsilon"
+        f" {epsilon_after:.2f} of the {statement.epsilon_budget:.2f} that {owner} has set as its limit for any so many days, at"
+        f" delta {statement.delta:g}; counted with everything ever released it would reach {total:.2f}, which nothing bounds."
+    )
+
+
+def _read(plan: TrainingPlan, card: CorpusCard) -> str:
+    share = f"a random {plan.batch_size / card.declared_size:.1%} of them a step"
+    if card.unit == "record":
+        return f"about {card.declared_size} records, {share}"
+    return f"the records of about {card.declared_size} persons, {share} and of each of these one record, drawn anew each time"
+
+
+def _use(plan: TrainingPlan) -> str:
+    if plan.task == "custom":
+        return "handed, one at a time, to the scientist's own features and loss (code below)"
+    return "used to guess masked characters (masked language model)"
+
+
+def _what_leaves(plan: TrainingPlan) -> list[str]:
+    hidden = {"bfv": "quantised, masked and encrypted", "ckks": "encrypted (CKKS) but not masked"}[plan.encryption]
+    words = [
+        f"What leaves: after each round one update of the model, with noise added by DP-SGD, {hidden};"
+        f" only the sum over at least {plan.minimal_cohort} owners is opened. No record leaves."
+    ]
+    if plan.encryption == "ckks":
+        words.append(
+            "WARNING: without masks, any one of the other owners can read this owner's own update of every round if it gets"
+            " hold of the ciphertext, as it does when it works with the scientist; only the noise of DP-SGD then protects"
+            " the records. Sums are approximate, and opened sums leak about the key that all owners share."
+        )
+    return words
+
+
+def _not_covered(plan: TrainingPlan, unit: str) -> str:
+    exceptions = [
+        "what holds for many records alike, which is what training is for",
+        "that this owner takes part, the corpus's rounded size, and how long training takes",
+        "a guard, computer or key that is not under the owner's control any more",
+    ]
+    if unit == "record":
+        exceptions.insert(0, "a person with several records, for whom epsilon counts about once for each")
+    else:
+        exceptions.insert(0, "a person who stands under several names in the corpus, or is named in the records of others")
+    return "; ".join(exceptions)

@@ -1,0 +1,71 @@
+"""A desk at a guard in this process, without Syft and HTTP between: what ``scientist.rounds`` needs of a desk and its relay."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fl_privacy.errors import ConnectionFailed, OwnerFailed, from_wire
+from fl_privacy.guard.guard import Guard
+from fl_privacy.messages import CloseRequest, OpenRequest, RevealRequest, Signed
+from tests.guard.conftest import finished, upload
+
+
+class GuardDesk:
+    """``before`` is called with the name of each step (train, close, reveal, open, fetch) and may raise or tamper."""
+
+    def __init__(self, guard: Guard, before: Callable[[str], None] = lambda step: None) -> None:
+        self.guard, self.owner, self.before = guard, guard.home.owner, before
+        self.relay = self
+        self.bytes_sent = self.bytes_received = 0
+
+    def run(self, name: str, task: dict[str, Any], timeout: float, on_progress: Any = None) -> dict[str, Any]:
+        self.before(task["action"])
+        if task["action"] == "open":
+            return self.guard.closing.open(OpenRequest.parse(task["message"])).model_dump(mode="json")
+        digest = self.guard.rounds.place(Signed.parse(task["message"]))["digest"]
+        try:
+            state = finished(self.guard, digest, timeout)
+        except TimeoutError:
+            raise OwnerFailed(self.owner, "no answer") from None
+        if state["state"] == "failed":
+            raise from_wire(state["error"])
+        receipt: dict[str, Any] = state["receipt"]
+        return receipt
+
+    def close_order(self, request: CloseRequest) -> Signed:
+        self.before("close")
+        return self.guard.closing.close(request)
+
+    def reveal_self_mask(self, request: RevealRequest) -> Signed:
+        self.before("reveal")
+        return self.guard.closing.reveal(request)
+
+    def put_blob(self, data: bytes) -> str:
+        upload(self.guard, data)
+        self.bytes_sent += len(data)
+        return hashlib.sha256(data).hexdigest()
+
+    def put_file(self, digest: str, path: Path) -> None:
+        upload(self.guard, path.read_bytes(), digest)
+        self.bytes_sent += path.stat().st_size
+
+    def fetch_blob(self, digest: str, path: Path) -> None:
+        self.before("fetch")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.guard.blobs.published(digest).read_bytes())
+        self.bytes_received += path.stat().st_size
+
+
+def unreachable(lost: str, times: int = 10**6) -> Callable[[str], None]:
+    """A ``before`` that loses the connection at a step, a number of times."""
+    left = [times]
+
+    def before(step: str) -> None:
+        if step == lost and left[0]:
+            left[0] -= 1
+            raise ConnectionFailed("the datasite does not answer")
+
+    return before

@@ -1,0 +1,282 @@
+"""A scientist's rounds against guards in this process: who fails is named, two openers must agree, attempts are bounded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_privacy import template
+from fl_privacy.encryption.evidence import Evidence, verify_round
+from fl_privacy.encryption.keys import key_name
+from fl_privacy.errors import OrderFailed, RoundFailed
+from fl_privacy.guard.guard import Guard
+from fl_privacy.learning.evaluation import EvaluationCounts
+from fl_privacy.messages import OpenedSum, OpenRequest, Signed, sign
+from fl_privacy.parameters import flatten
+from fl_privacy.scientist import rounds
+from fl_privacy.scientist.history import RoundRecord, Watcher
+from fl_privacy.scientist.rounds import Opened, run_round
+from fl_privacy.scientist.training_run import TrainingRun
+from fl_privacy.strategies.fedavg import FedAvg
+from tests.guard.conftest import ROWS, Strongrooms, finished, make_strongrooms
+from tests.guard.protocol import Worker, changed
+from tests.guard_desk import GuardDesk, unreachable
+
+FOUR = ("bank", "clinic", "school", "shop")
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    stand_in = Worker()
+    monkeypatch.setattr("fl_privacy.guard.worker.run", stand_in.run)
+    monkeypatch.setattr(rounds, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(rounds, "PAUSE_SECONDS", 0.05)
+    return stand_in
+
+
+@pytest.fixture
+def rooms(tmp_path: Path, worker: Worker) -> Iterator[Strongrooms]:
+    made = make_strongrooms(tmp_path, owners=FOUR, retries=2)
+    yield made
+    for guard in made.guards.values():
+        guard.close()
+
+
+@pytest.fixture
+def desks(rooms: Strongrooms) -> dict[str, GuardDesk]:
+    return {owner: GuardDesk(guard) for owner, guard in rooms.guards.items()}
+
+
+def carry(rooms: Strongrooms, desks: Mapping[str, GuardDesk], folder: Path, **changes: object) -> Opened:
+    blobs = (rooms.bundle.vocabulary, rooms.bundle.weights)
+    registry = rooms.guards["bank"].home.registry
+    return run_round(desks, "function", rooms.order(**changes), blobs, registry, Evidence(folder), 30.0, lambda *_: None)
+
+
+def test_a_round_gives_the_mean_and_evidence_that_anybody_can_verify(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], worker: Worker, tmp_path: Path
+) -> None:
+    opened = carry(rooms, desks, tmp_path / "000")
+    found = verify_round(tmp_path / "000", rooms.guards["bank"].home.registry)
+    assert (found.order, found.cohort, found.openers) == (opened.order.digest(), FOUR, ("bank", "clinic"))
+    values = flatten(opened.mean, opened.order.tensors)
+    assert values.tobytes() == (tmp_path / "000" / "values.bin").read_bytes()
+    drawn = [np.random.default_rng(n + 1).uniform(-0.04, 0.04, values.size) for n in range(4)]
+    assert np.abs(values - np.mean(drawn, axis=0)).max() <= 4 * opened.order.encoding.value_range / 127
+    assert opened.bytes_up > 4 * opened.ciphertext_bytes > 0
+
+
+def test_openers_rotate_with_round_and_attempt(rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path) -> None:
+    assert carry(rooms, desks, tmp_path / "0").openers == ("bank", "clinic")
+    assert carry(rooms, desks, tmp_path / "1", round=1).openers == ("clinic", "school")
+    assert carry(rooms, desks, tmp_path / "2", round=1, attempt=2).openers == ("shop", "bank")
+
+
+def test_another_owner_stands_in_for_an_opener_that_fails(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path
+) -> None:
+    desks["bank"].before = unreachable("open")
+    assert carry(rooms, desks, tmp_path / "0").openers == ("clinic", "school")
+
+
+def test_with_one_opener_only_the_round_fails_and_names_the_others(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path
+) -> None:
+    for owner in FOUR[1:]:
+        desks[owner].before = unreachable("open")
+    with pytest.raises(RoundFailed) as failed:
+        carry(rooms, desks, tmp_path / "0")
+    assert sorted(failed.value.failures) == ["clinic", "school", "shop"]
+    assert not (tmp_path / "0" / "request.json").exists()
+
+
+def test_openers_that_disagree_fail_the_round_and_are_both_named(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path
+) -> None:
+    clinic = rooms.guards["clinic"]
+    honest = clinic.closing.open
+
+    def lying(request: OpenRequest) -> Signed:
+        word = OpenedSum.parse(honest(request).body)
+        return sign(changed(word, values="ab" * 32), clinic.home.identity.signing_key)
+
+    clinic.closing.open = lying  # type: ignore[method-assign]
+    with pytest.raises(RoundFailed, match="the other not") as failed:
+        carry(rooms, desks, tmp_path / "0")
+    assert sorted(failed.value.failures) == ["bank", "clinic"]
+
+
+def test_an_owner_that_is_restarted_in_time_costs_no_attempt(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path
+) -> None:
+    """Between survivor list and reveal nothing may be given up: the scientist waits, and asks again."""
+    desks["clinic"].before = unreachable("close", times=2)
+    desks["school"].before = unreachable("reveal", times=2)
+    assert carry(rooms, desks, tmp_path / "0").order.attempt == 0
+
+
+@pytest.mark.parametrize("step", ["train", "fetch", "close", "reveal"])
+def test_an_owner_that_is_gone_is_named_wherever_it_goes(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path, step: str
+) -> None:
+    desks["school"].before = unreachable(step)
+    with pytest.raises(RoundFailed) as failed:
+        carry(rooms, desks, tmp_path / "0")
+    assert list(failed.value.failures) == ["school"]
+    assert "ConnectionFailed" in failed.value.failures["school"]
+
+
+def test_a_ciphertext_that_cannot_be_added_is_its_owners_fault(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path
+) -> None:
+    """The owner signed for these very bytes, so only adding finds out; nobody has signed a survivor list yet."""
+    honest = desks["school"].fetch_blob
+
+    def spoiled(digest: str, path: Path) -> None:
+        honest(digest, path)
+        path.write_bytes(path.read_bytes()[:-64] + b"\xff" * 32)
+
+    desks["school"].fetch_blob = spoiled  # type: ignore[method-assign]
+    with pytest.raises(RoundFailed) as failed:
+        carry(rooms, desks, tmp_path / "0")
+    assert list(failed.value.failures) == ["school"]
+    assert not list(rooms.guards["bank"].home.folder.glob("rounds/*/closing.json"))
+
+
+def test_words_for_another_order_or_in_anothers_name_are_the_senders_fault(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path
+) -> None:
+    stale = Signed.model_validate(rooms.guards["school"].rounds.state(place_and_wait(rooms, "school"))["receipt"])
+    desks["school"].run = lambda *_: stale.model_dump(mode="json")  # type: ignore[method-assign]
+    with pytest.raises(RoundFailed) as failed:
+        carry(rooms, desks, tmp_path / "0", attempt=1)
+    assert list(failed.value.failures) == ["school"]
+    desks["school"].run = lambda *_: {"surprise": 1}  # type: ignore[method-assign]
+    with pytest.raises(RoundFailed, match="school: MessageError"):
+        carry(rooms, desks, tmp_path / "0", attempt=2)
+
+
+def place_and_wait(rooms: Strongrooms, owner: str) -> str:
+    digest = str(rooms.guards[owner].rounds.place(rooms.order())["digest"])
+    finished(rooms.guards[owner], digest)
+    return digest
+
+
+class Seen(Watcher):
+    """Remembers what a run tells."""
+
+    def __init__(self) -> None:
+        self.failed: list[tuple[list[str], int]] = []
+        self.skipped: list[int] = []
+        self.done: list[RoundRecord] = []
+
+    def round_failed(self, error: RoundFailed, attempts_left: int) -> None:
+        self.failed.append((sorted(error.failures), attempts_left))
+
+    def round_skipped(self, round_index: int, failures: Sequence[Mapping[str, str]]) -> None:
+        self.skipped.append(round_index)
+
+    def round_done(self, record: RoundRecord) -> None:
+        self.done.append(record)
+
+
+def a_run(rooms: Strongrooms, desks: Mapping[str, GuardDesk], watcher: Watcher) -> TrainingRun:
+    home = rooms.guards["bank"].home
+    return TrainingRun(
+        plan=rooms.plan,
+        bundle=rooms.bundle,
+        function="function",
+        code=template.code_digest(rooms.code),
+        registry=home.registry,
+        key=key_name(home.secret_key("bfv")),
+        sizes=dict.fromkeys(FOUR, ROWS),
+        desks=desks,  # type: ignore[arg-type]
+        sign=partial(sign, key=rooms.key),
+        evaluate=lambda model: EvaluationCounts(nll=30.0, top1=1, top5=2, positions=10),
+        watcher=watcher,
+        timeout=30.0,
+    )
+
+
+def failing(worker: Worker, *turns: tuple[str, int]) -> None:
+    """Let an owner's training of a given number fail."""
+
+    def fail(job: object) -> None:
+        for owner, number in turns:
+            if f"/{owner}/" in job.update and worker.trained_by(owner) == number:  # type: ignore[attr-defined]
+                raise OrderFailed("the training worker ended with code -9")
+
+    worker.fail = fail  # type: ignore[assignment]
+
+
+def spent(guard: Guard) -> float:
+    return guard.home.ledger.statement().epsilon_spent
+
+
+def test_a_run_without_failures_has_a_record_and_evidence_for_every_round(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path
+) -> None:
+    history = a_run(rooms, desks, seen := Seen()).train(FedAvg(), tmp_path / "out")
+    assert [(record.round, record.attempt, record.cohort) for record in history.rounds] == [(0, 0, FOUR), (1, 0, FOUR)]
+    assert [record.openers for record in seen.done] == [("bank", "clinic"), ("clinic", "school")]
+    assert all(record.failure_log2 < -40 for record in history.rounds)
+    for number in ("000", "001"):
+        verify_round(tmp_path / "out" / "rounds" / number, rooms.guards["bank"].home.registry)
+
+
+def test_after_a_failure_the_others_go_on_without_training_again(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], worker: Worker, tmp_path: Path
+) -> None:
+    failing(worker, ("shop", 1))
+    history = a_run(rooms, desks, seen := Seen()).train(FedAvg(), tmp_path / "out")
+    assert seen.failed == [(["shop"], 2)]
+    assert [(record.attempt, record.cohort) for record in history.rounds] == [(1, FOUR[:3]), (0, FOUR)]
+    assert [worker.trained_by(owner) for owner in FOUR] == [2, 2, 2, 2]
+    verify_round(tmp_path / "out" / "rounds" / "000", rooms.guards["bank"].home.registry)
+
+
+def test_with_too_few_left_the_failed_owners_are_asked_again_and_the_others_resend(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], worker: Worker, tmp_path: Path
+) -> None:
+    failing(worker, ("shop", 1), ("school", 1))
+    history = a_run(rooms, desks, Seen()).train(FedAvg(), tmp_path / "out")
+    assert [(record.attempt, record.cohort) for record in history.rounds] == [(1, FOUR), (0, FOUR)]
+    assert [worker.trained_by(owner) for owner in FOUR] == [2, 2, 3, 3]
+    assert spent(rooms.guards["school"]) > spent(rooms.guards["bank"]), "what was lost in training stays spent"
+
+
+def test_a_round_is_skipped_after_three_attempts_and_the_run_goes_on(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], worker: Worker, tmp_path: Path
+) -> None:
+    for owner in ("school", "shop"):
+        desks[owner].before = unreachable("train", times=6)  # three attempts, in each of which it is asked twice
+    history = a_run(rooms, desks, seen := Seen()).train(FedAvg(), tmp_path / "out")
+    assert (seen.skipped, [left for _, left in seen.failed]) == ([0], [2, 1, 0])
+    assert [record.round for record in history.rounds] == [1]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
+    assert lines[0]["skipped"] is True and len(lines[0]["failures"]) == 3 and "school" in lines[0]["failures"][0]
+    assert [worker.trained_by(owner) for owner in FOUR] == [2, 2, 1, 1], "attempts resend; the next round trains"
+    assert not (tmp_path / "out" / "rounds" / "000").exists()
+
+
+def test_two_skipped_rounds_in_a_row_end_the_run(rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path) -> None:
+    desks["shop"].before = desks["school"].before = unreachable("train")
+    with pytest.raises(RoundFailed, match="round 1 was not opened") as failed:
+        a_run(rooms, desks, seen := Seen()).train(FedAvg(), tmp_path / "out")
+    assert seen.skipped == [0, 1]
+    assert sorted(failed.value.failures) == ["school", "shop"]
+
+
+def test_a_run_in_which_nothing_was_trained_is_an_error(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path
+) -> None:
+    desks["shop"].before = desks["school"].before = unreachable("train")
+    run = a_run(rooms, desks, Seen())
+    object.__setattr__(rooms.plan, "rounds", 1)
+    with pytest.raises(RoundFailed):
+        run.train(FedAvg(), tmp_path / "out")
