@@ -24,7 +24,8 @@ class GuardDesk:
     def run(self, name: str, task: dict[str, Any], timeout: float, on_progress: Any = None) -> dict[str, Any]:
         self.before(task["action"])
         if task["action"] == "open":
-            return self.guard.closing.open(OpenRequest.parse(task["message"])).model_dump(mode="json")
+            with self.guard.blobs.open(task["message"]) as request:
+                return self.guard.closing.open(OpenRequest.parse(request.read())).model_dump(mode="json")
         digest = self.guard.rounds.place(Signed.parse(task["message"]))["digest"]
         try:
             state = finished(self.guard, digest, timeout)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from fl_privacy.errors import ConnectionFailed, FlPrivacyError, MessageError, from_wire, to_wire
 from fl_privacy.guard.client import GuardClient
-from fl_privacy.messages import OpenRequest, Signed
+from fl_privacy.messages import Signed
 from fl_privacy.template import code_digest, render
 
 GUARD_SOCKET = "FL_PRIVACY_GUARD_SOCKET"  # environment variable that names the guard's front socket
@@ -33,8 +33,9 @@ class Progress(Protocol):
 def hand_over(task: dict[str, Any], plan: str, progress: Progress) -> dict[str, Any]:
     """Give one message to this owner's guard and wait until it is done.
 
-    Args: task is ``{"action": "train" | "open", "message": JSON of a signed RoundOrder | of an OpenRequest}``; plan is the
-        signed plan of the approved function; progress shows training steps to the scientist.
+    Args: task is ``{"action": "train", "message": JSON of a signed RoundOrder}`` or ``{"action": "open", "message": sha256 of
+        an OpenRequest in the inbox}``, which for a large cohort is more than Syft carries; plan is the signed plan of
+        the approved function; progress shows training steps to the scientist.
     Returns: ``{"ok": True, "result": Signed}``, an UpdateReceipt or an OpenedSum, or ``{"ok": False, "error": {...}}``.
     Privacy: returns nothing but what the guard released; no text of an unforeseen error, no traceback.
     """
@@ -69,7 +70,7 @@ def _train(guard: GuardClient, message: str, progress: Progress) -> dict[str, An
 
 
 def _open(guard: GuardClient, message: str, progress: Progress) -> dict[str, Any]:
-    return guard.open_sum(OpenRequest.parse(message)).model_dump(mode="json")
+    return guard.open_sum(message).model_dump(mode="json")
 
 
 class _Actions(dict[str, Any]):

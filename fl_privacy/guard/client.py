@@ -5,13 +5,14 @@ Everything sent here is untrusted by the guard; what needs the owner's authority
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from fl_privacy.errors import ConnectionFailed, FlPrivacyError, from_wire
-from fl_privacy.messages import OpenRequest, Signed
+from fl_privacy.errors import ConnectionFailed, FlPrivacyError, MessageError, from_wire
+from fl_privacy.messages import Signed
 
 OPENING_SECONDS = 1800.0  # for the guard to open one sum: minutes for a large model on a slow machine
 FRONT_SOCKET, OWNER_SOCKET = "front.sock", "owner.sock"  # in the guard's home
@@ -48,9 +49,11 @@ class GuardClient:
         answer: dict[str, Any] = self.call("GET", f"/v1/orders/{digest}")
         return answer
 
-    def open_sum(self, request: OpenRequest) -> Signed:
-        """Ask the guard to open the sum of a whole cohort; returns a signed OpenedSum."""
-        return Signed.model_validate(self.call("POST", "/v1/openings", request.canonical(), OPENING_SECONDS))
+    def open_sum(self, request: str) -> Signed:
+        """Ask the guard to open a cohort's sum, by the sha256 of an uploaded OpenRequest; returns a signed OpenedSum."""
+        if not re.fullmatch(r"[0-9a-f]{64}", request):
+            raise MessageError("an opening is named by the sha256 of an uploaded OpenRequest")
+        return Signed.model_validate(self.call("POST", f"/v1/openings/{request}", None, OPENING_SECONDS))
 
 
 def _refusal(answer: httpx.Response) -> FlPrivacyError:

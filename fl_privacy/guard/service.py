@@ -56,6 +56,9 @@ class Refusal(Submitted, Reasoned):
     """Which request, and why not."""
 
 
+LARGEST_REQUEST = 16 << 20  # bytes; an opening of a hundred owners takes about 2 MB
+
+
 def front_app(guard: Guard) -> FastAPI:
     """What the datasite may ask; see the module's docstring for who is trusted."""
     app = _app()
@@ -88,9 +91,10 @@ def front_app(guard: Guard) -> FastAPI:
     def reveal(request: RevealRequest) -> Signed:
         return guard.closing.reveal(request)
 
-    @app.post("/v1/openings")
-    def open_sum(request: OpenRequest) -> Signed:
-        return guard.closing.open(request)
+    @app.post("/v1/openings/{sha256}")
+    def open_sum(sha256: str) -> Signed:
+        with guard.blobs.open(sha256) as request:
+            return guard.closing.open(OpenRequest.parse(request.read(LARGEST_REQUEST)))
 
     @app.put("/v1/blobs/{sha256}")
     async def put_blob(sha256: str, request: Request) -> dict[str, Any]:

@@ -121,10 +121,10 @@ class _Attempt:
             for blob in blobs:
                 desk.relay.put_blob(blob)
             try:
-                signed = self._run(owner, "train", self.order, on_step)
+                signed = self._run(owner, "train", self.order.canonical().decode(), on_step)
             except ConnectionFailed:
                 # the guard may well have finished: the same order again is answered from its stored result, at no cost
-                signed = self._run(owner, "train", self.order, on_step)
+                signed = self._run(owner, "train", self.order.canonical().decode(), on_step)
             self._word(owner, signed, UpdateReceipt)
             return signed
 
@@ -182,7 +182,7 @@ class _Attempt:
 
         def open_at(owner: str) -> tuple[Signed, OpenedSum]:
             self.desks[owner].relay.put_file(request.total, self.evidence.total_path)
-            signed = self._run(owner, "open", request)
+            signed = self._run(owner, "open", self.desks[owner].relay.put_blob(request.canonical()))
             word = self._word(owner, signed, OpenedSum)
             if word.total != request.total:
                 raise MessageError("the opened sum is not the one that was asked for")
@@ -220,9 +220,9 @@ class _Attempt:
                 failures[owner] = _told(error)
         raise RoundFailed(self.ordered.round, failures)
 
-    def _run(self, owner: str, action: str, message: Signed | OpenRequest, on_step: OnStep | None = None) -> Signed:
-        """Hand a message to an owner's guard, by the approved function as a Syft job."""
-        task = {"action": action, "message": message.canonical().decode()}
+    def _run(self, owner: str, action: str, message: str, on_step: OnStep | None = None) -> Signed:
+        """Hand a message to an owner's guard, by the approved function as a Syft job; see ``datasite.front_desk.hand_over``."""
+        task = {"action": action, "message": message}
         progress = None if on_step is None else lambda step, steps: on_step(owner, step, steps)
         return Signed.parse(json.dumps(self.desks[owner].run(self.function, task, self.timeout, progress)))
 

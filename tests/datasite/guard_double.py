@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from fl_privacy.errors import BudgetExceeded, FlPrivacyError, MessageError, NotApproved, OrderRefused, to_wire
-from fl_privacy.messages import CloseRequest, OpenRequest, RevealRequest, RoundOrder, Signed, sign
+from fl_privacy.messages import CloseRequest, RevealRequest, RoundOrder, Signed, sign
 from fl_privacy.plan import ModelSpec, TrainingPlan
 
 STEPS = 4
@@ -80,9 +80,9 @@ class GuardDouble:
         def reveal(request: RevealRequest) -> Signed:
             raise OrderRefused(f"nothing to reveal for {request.total[:4]}")
 
-        @app.post("/v1/openings")
-        def open_sum(request: OpenRequest) -> Signed:
-            raise OrderRefused(f"nothing to open for {request.total[:4]}")
+        @app.post("/v1/openings/{sha256}")
+        def open_sum(sha256: str) -> Signed:
+            raise OrderRefused(f"nothing to open for {sha256[:4]}")
 
         @app.put("/v1/blobs/{sha256}")
         async def put_blob(sha256: str, request: Request) -> dict[str, int]:

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fl_privacy.datasite import front_desk
 from fl_privacy.datasite.front_desk import GUARD_SOCKET, hand_over
 from fl_privacy.errors import BudgetExceeded, ConnectionFailed, MessageError, NotApproved, OrderRefused, from_wire
-from fl_privacy.messages import OpenRequest, RoundOrder, Signed, open_signed, public_hex, sign
+from fl_privacy.messages import RoundOrder, Signed, open_signed, public_hex, sign
 from fl_privacy.template import signed_plan_of
 from tests.datasite.guard_double import STEPS, GuardDouble, an_order
 
@@ -63,9 +63,12 @@ def test_a_failed_order_comes_back_typed(plan, guard: GuardDouble):
 
 
 def test_a_refused_opening_comes_back_typed(plan):
-    request = OpenRequest(order=sign(an_order(), KEY), receipts=(), total="f" * 64, survivors=(), reveals=())
-    task = {"action": "open", "message": request.canonical().decode()}
-    assert isinstance(refusal(hand_over(task, plan, Bar())), OrderRefused)
+    assert isinstance(refusal(hand_over({"action": "open", "message": "f" * 64}, plan, Bar())), OrderRefused)
+
+
+@pytest.mark.parametrize("message", ["", "F" * 64, "../orders", "{}"])
+def test_an_opening_that_is_not_named_by_a_digest_reaches_no_route_of_the_guard(plan, message):
+    assert isinstance(refusal(hand_over({"action": "open", "message": message}, plan, Bar())), MessageError)
 
 
 def test_a_plan_that_the_guard_did_not_approve_goes_no_further(approved_code, guard: GuardDouble):

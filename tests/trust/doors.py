@@ -6,6 +6,7 @@ rightful signer, since an owner or a scientist may itself be hostile.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -255,6 +256,10 @@ def front_door(folder: Path) -> Door:
 
     def feed(data: bytes) -> None:
         method, path = routes[crc32(data) % len(routes)]
+        if path == "openings":  # which the guard reads from its inbox
+            digest = hashlib.sha256(data).hexdigest()
+            client.put(f"/v1/blobs/{digest}", content=data)
+            path, data = f"openings/{digest}", b""
         answer = client.request(method, f"/v1/{path}", content=data)
         if answer.status_code >= 500:
             raise RuntimeError(answer.text)

@@ -35,7 +35,7 @@ from fl_privacy.guard.service import front_app
 from fl_privacy.messages import CloseRequest, OpenRequest, RevealRequest, RoundOrder, Signed, UpdateReceipt
 from fl_privacy.parameters import flatten, from_bytes
 from tests.builders import OWNERS
-from tests.guard.conftest import Strongrooms, make_strongrooms
+from tests.guard.conftest import Strongrooms, make_strongrooms, upload
 from tests.signed_round import sha256
 from tests.trust.leaks import Leaks
 
@@ -194,7 +194,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     reveals = tuple(fronts.signed(owner, "/v1/reveals", request) for owner in OWNERS)
     opening = OpenRequest(**dict(request), reveals=reveals)
     for owner in OWNERS[:2]:
-        opened = json.loads(fronts.signed(owner, "/v1/openings", opening).body)
+        upload(rooms.guards[owner], opening.canonical())
+        answer = fronts.ask(owner, "POST", f"/v1/openings/{sha256(opening.canonical())}")
+        opened = json.loads(Signed.model_validate(answer.json()).body)
         fronts.ask(owner, "GET", f"/v1/blobs/{opened['values']}")
     wrong_requests(fronts, rooms, close)
     look_around(fronts)
