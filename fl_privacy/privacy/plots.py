@@ -72,7 +72,7 @@ def _over_time(owners: Sequence[OwnerReport]) -> str:
         axis.step([*at, end], [*limits, limits[-1]], where="post", c=LIMIT, ls="--", lw=1.2, label=budget)
         axis.set_title(f"{owner.owner}   (delta {owner.delta:g}, one {owner.unit})", fontsize=9, loc="left", color=INK)
         axis.set_ylim(0, 1.12 * max(*signed, *counted, *limits))
-        locator = dates.AutoDateLocator(maxticks=5)
+        locator = dates.AutoDateLocator(minticks=2, maxticks=6)
         axis.xaxis.set_major_locator(locator)
         axis.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
         axis.legend(fontsize=7, frameon=False, loc="best")
