@@ -101,9 +101,9 @@ class BenchmarkCohort:
                 written += len(cipher.save_update(encryptor.encrypt_symmetric(plain), bits, scratch))
         return written
 
-    def add(self, processes: int = 1) -> None:
+    def add(self) -> None:
         """The scientist's step: read, check, add, write."""
-        add_updates(self.update_files, self.order, self.total_file, processes=processes)
+        add_updates(self.update_files, self.order, self.total_file)
 
     def open(self) -> Vector:
         """The opening owner's step: read, decrypt, check, take off the self-masks, unpack, dequantise."""

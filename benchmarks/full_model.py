@@ -6,7 +6,6 @@ Linux only: peaks are read from /proc.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,18 +19,17 @@ from benchmark_cohort import BenchmarkCohort, make_cohort
 from fl_privacy.messages import TensorSpec
 
 OWNERS = 3
-STEPS = OWNERS + 3  # every owner protects, the scientist adds in two processes and in one, one owner opens
+STEPS = OWNERS + 2  # every owner protects, the scientist adds, one owner opens
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one step of one party took. CPU includes helper processes; memory is resident bytes."""
+    """What one step of one party took; memory is resident bytes."""
 
     wall_seconds: float
     cpu_seconds: float
     idle_bytes: int  # the interpreter with everything imported, before the step
     peak_bytes: int
-    largest_helper_bytes: int  # peak of the largest process that the step started; zero for none
 
 
 def measure_full(tensors: Sequence[TensorSpec], folder: Path, done: Callable[[str], None]) -> dict[str, Any]:
@@ -44,9 +42,8 @@ def measure_full(tensors: Sequence[TensorSpec], folder: Path, done: Callable[[st
     for index, owner in enumerate(cohort.order.cohort):
         costs[f"{owner} protects"] = in_own_process(_protect, cohort, index)
         done(f"{owner} protects {cohort.coordinates:,} parameters")
-    for processes, name in ((2, "scientist adds, 2 processes"), (1, "scientist adds")):
-        costs[name] = in_own_process(BenchmarkCohort.add, cohort, processes)
-        done(name)
+    costs["scientist adds"] = in_own_process(BenchmarkCohort.add, cohort)
+    done("scientist adds")
     costs["owner opens"] = in_own_process(_open, cohort, opened)
     done("owner opens")
     return {
@@ -69,18 +66,11 @@ def in_own_process(step: Callable[..., None], *arguments: object) -> StepCost:
         return pool.submit(_measured, step, *arguments).result()
 
 
-def cpu_seconds() -> float:
-    """CPU time of this process and of the helpers that it has waited for."""
-    helpers = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + helpers.ru_utime + helpers.ru_stime
-
-
 def _measured(step: Callable[..., None], *arguments: object) -> StepCost:
-    idle, cpu, wall = _status("VmRSS"), cpu_seconds(), time.perf_counter()
+    idle, cpu, wall = _status("VmRSS"), time.process_time(), time.perf_counter()
     step(*arguments)
-    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
-    helper = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return StepCost(wall, cpu, idle, _status("VmHWM"), helper)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return StepCost(wall, cpu, idle, _status("VmHWM"))
 
 
 def _protect(cohort: BenchmarkCohort, index: int) -> None:

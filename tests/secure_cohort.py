@@ -62,14 +62,14 @@ class SecureCohort:
     def protect_all(self, updates: Sequence[Vector]) -> list[bytes]:
         return [self.protect(owner, update) for owner, update in zip(self.order.cohort, updates, strict=True)]
 
-    def add(self, blobs: Sequence[bytes], processes: int = 1) -> bytes:
+    def add(self, blobs: Sequence[bytes]) -> bytes:
         """The total of containers, by way of files."""
         with TemporaryDirectory() as name:
             folder = Path(name)
             paths = [folder / f"{index}.bin" for index in range(len(blobs))]
             for path, blob in zip(paths, blobs, strict=True):
                 path.write_bytes(blob)
-            add_updates(paths, self.order, folder / "total.bin", processes)
+            add_updates(paths, self.order, folder / "total.bin")
             return (folder / "total.bin").read_bytes()
 
     def total(self, updates: Sequence[Vector]) -> bytes:

@@ -13,7 +13,7 @@ from fl_privacy.console import budget_page, jobs_page, ledger_page, owners_page,
 from fl_privacy.console.desk import Desk, OwnerLike
 from fl_privacy.console.gate import Gate
 from fl_privacy.console.login import Doorkeeper, password_of
-from fl_privacy.console.nicegui_registry import mend
+from fl_privacy.console.nicegui_mends import mend
 from fl_privacy.console.visit import Draw, Visit
 from fl_privacy.errors import ConnectionFailed
 

@@ -14,7 +14,7 @@ sum over K owners must hold K u + r F and K v, F being the fields that were open
 
 Whoever has the key and carries the sum, an owner together with the aggregator, can add what it likes and adapt the checks. This
 is found by adding the signed ciphertexts again.
-Source: Agrawal and Boneh 2009 (homomorphic MACs), section 3, over integers modulo 2**b.
+Source: Agrawal and Boneh 2009 (homomorphic MACs), here over integers modulo 2**b.
 """
 
 from __future__ import annotations

@@ -36,10 +36,10 @@ from numpy.typing import NDArray
 
 from fl_privacy.encryption import ckks_wire as wire
 from fl_privacy.encryption.ckks_wire import CHECK_SLOTS, DATA_SLOTS, DEGREE, SCALE
-from fl_privacy.encryption.keys import Identity, is_registered, key_name
+from fl_privacy.encryption.keys import Identity, check_author, key_name
 from fl_privacy.encryption.masks import derive_seed, uniform
-from fl_privacy.encryption.registry import Registry, check_registry
-from fl_privacy.errors import ChecksumMismatch, CohortMismatch, EncodingOverflow, EncryptionError, KeyMissing
+from fl_privacy.encryption.registry import Registry
+from fl_privacy.errors import ChecksumMismatch, EncodingOverflow, KeyMissing
 from fl_privacy.messages import RoundOrder
 from fl_privacy.parameters import Vector, count
 
@@ -73,13 +73,7 @@ def protect_update(
     Source: Cheon, Kim, Kim and Song 2017.
     """
     wire.check_order(order)
-    check_registry(order, registry)
-    if owner not in order.cohort:
-        raise CohortMismatch(f"{owner!r} is not in the order's cohort")
-    if not is_registered(identity, owner, registry):
-        raise KeyMissing(f"this identity, or this TenSEAL, is not the one that the registry has for {owner!r}")
-    if update.shape != (count(order.tensors),):
-        raise EncryptionError(f"an update of shape {update.shape} does not fit {count(order.tensors)} coordinates")
+    check_author(update, order, owner, identity, registry)
     context, lane = _named_key(order, secret_key), CheckLane(order, secret_key)
     position, limit = sorted(order.cohort).index(owner), order.encoding.value_range
     weight = order.weights[order.cohort.index(owner)] / sum(order.weights)

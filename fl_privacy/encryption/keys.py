@@ -26,9 +26,10 @@ from nacl.public import PrivateKey, PublicKey, SealedBox
 from fl_privacy.encryption import cipher
 from fl_privacy.encryption.masks import derive_seed
 from fl_privacy.encryption.packing import DEGREE
-from fl_privacy.encryption.registry import OwnerCard, Registry, Scheme, SealedKey
-from fl_privacy.errors import CiphertextInvalid, DigestMismatch, EncryptionError, HomeError, KeyMissing
-from fl_privacy.messages import Signed, open_signed, public_hex, sign
+from fl_privacy.encryption.registry import OwnerCard, Registry, Scheme, SealedKey, check_registry
+from fl_privacy.errors import CiphertextInvalid, CohortMismatch, DigestMismatch, EncryptionError, HomeError, KeyMissing
+from fl_privacy.messages import RoundOrder, Signed, open_signed, public_hex, sign
+from fl_privacy.parameters import Vector, count
 
 _FILE = "identity.key"
 _KEY_TAG = b"FLKEY\0\0\1"
@@ -190,6 +191,20 @@ def check_secret_key(secret_key: bytes, scheme: Scheme) -> None:
         ckks.check_key(secret_key)
     else:
         load_secret_key(secret_key, _MADE_WITH_BITS)
+
+
+def check_author(update: Vector, order: RoundOrder, owner: str, identity: Identity, registry: Registry) -> None:
+    """Refuse what must not be encrypted under this order in this owner's name.
+
+    Raises: DigestMismatch (registry), CohortMismatch, KeyMissing (another identity), EncryptionError (another shape).
+    """
+    check_registry(order, registry)
+    if owner not in order.cohort:
+        raise CohortMismatch(f"{owner!r} is not in the order's cohort")
+    if not is_registered(identity, owner, registry):
+        raise KeyMissing(f"this identity, or this TenSEAL, is not the one that the registry has for {owner!r}")
+    if update.shape != (count(order.tensors),):
+        raise EncryptionError(f"an update of shape {update.shape} does not fit {count(order.tensors)} coordinates")
 
 
 def is_registered(identity: Identity, owner: str, registry: Registry) -> bool:

@@ -17,7 +17,7 @@ import tenseal.sealapi as seal
 from fl_privacy.encryption import cipher, ckks
 from fl_privacy.encryption.checks import CheckLane
 from fl_privacy.encryption.cipher import Kind, Scratch
-from fl_privacy.encryption.keys import Identity, is_registered, key_name, load_secret_key
+from fl_privacy.encryption.keys import Identity, check_author, key_name, load_secret_key
 from fl_privacy.encryption.masks import SEED_BYTES, Mask, PairwiseMask, UniformStream, self_mask_seed
 from fl_privacy.encryption.packing import (
     DATA,
@@ -29,8 +29,8 @@ from fl_privacy.encryption.packing import (
     pack,
 )
 from fl_privacy.encryption.quantise import dequantise_sum, quantise
-from fl_privacy.encryption.registry import Registry, check_cohort, check_registry
-from fl_privacy.errors import CohortMismatch, EncryptionError, KeyMissing
+from fl_privacy.encryption.registry import Registry, check_cohort
+from fl_privacy.errors import CohortMismatch, KeyMissing
 from fl_privacy.messages import Encoding, RoundOrder
 from fl_privacy.parameters import Vector, count
 
@@ -48,8 +48,9 @@ def protect_update(
     """Weight, quantise, mask and encrypt one owner's update into ``file``. Call it once per order and keep the result.
 
     Args: update (count(order.tensors),), unweighted; the weight is weights[k] / sum(weights). Coordinates beyond
-        encoding.value_range after weighting are clipped. self_mask is b_k, 32 fresh random bytes; CKKS has no masks and ignores
-        it. file receives the container, bound to the order, block by block; when this raises, what it holds is of no use.
+        encoding.value_range are clipped, after weighting (CKKS: before). self_mask is b_k, 32 fresh random bytes; CKKS has no
+        masks and ignores it. file receives the container, bound to the order, block by block; when this raises, what it
+        holds is of no use.
     Raises: CohortTooSmall, CohortMismatch, EncodingOverflow, DigestMismatch (registry), KeyMissing, EncryptionError.
     Privacy: adds no noise; epsilon comes from DP-SGD. Hides the update from the aggregator and up to K - 2 colluding owners of
         the cohort, and until b_k is revealed from everybody; two updates protected under one order with one b_k would reveal
@@ -59,7 +60,9 @@ def protect_update(
     if order.encoding.scheme == "ckks":
         ckks.protect_update(update, order, owner, identity, registry, secret_key, file)
         return
-    encoding = _check_owner(update, order, owner, identity, registry)
+    check_cohort(order)
+    encoding = check_encoding(order)
+    check_author(update, order, owner, identity, registry)
     bits = encoding.modulus_bits
     encryptor, plain = seal.Encryptor(cipher.context(bits), _named_key(order, secret_key, bits)), seal.Plaintext()
     pairwise = PairwiseMask(order, owner, identity.agreement_key, registry)
@@ -113,20 +116,6 @@ def open_sum(total: BinaryIO, order: RoundOrder, secret_key: bytes, self_masks: 
             fields = lane.verified_fields(index, coefficients)
             piece[:] = dequantise_sum(fields[: piece.size], encoding, cohort_size)
     return opened
-
-
-def _check_owner(update: Vector, order: RoundOrder, owner: str, identity: Identity, registry: Registry) -> Encoding:
-    """Refuse what must not be encrypted under this order in this owner's name. Returns: the order's encoding."""
-    check_cohort(order)
-    encoding = check_encoding(order)
-    check_registry(order, registry)
-    if owner not in order.cohort:
-        raise CohortMismatch(f"{owner!r} is not in the order's cohort")
-    if not is_registered(identity, owner, registry):
-        raise KeyMissing(f"this identity, or this TenSEAL, is not the one that the registry has for {owner!r}")
-    if update.shape != (count(order.tensors),):
-        raise EncryptionError(f"an update of shape {update.shape} does not fit {count(order.tensors)} coordinates")
-    return encoding
 
 
 def _quantised_blocks(update: Vector, weight: float, encoding: Encoding) -> Iterator[Fields]:

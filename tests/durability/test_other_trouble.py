@@ -30,13 +30,6 @@ def rooms(tmp_path: Path) -> Iterator[Strongrooms]:
         guard.close()
 
 
-@pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
-    stand_in = Worker()
-    monkeypatch.setattr("fl_privacy.guard.worker.run", stand_in.run)
-    return stand_in
-
-
 def test_a_clock_that_goes_back_stops_no_ledger_and_takes_no_time_back(
     rooms: Strongrooms, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,21 +93,12 @@ def test_weights_are_the_declared_shares() -> None:
     assert np.abs(opened - (0.8 / 8 - 0.4 * 2 / 8 + 0.16 * 5 / 8)).max() < 3 / 32_767
 
 
-def test_the_order_of_arrival_and_the_number_of_processes_do_not_matter() -> None:
+def test_the_order_of_arrival_does_not_matter() -> None:
     cohort = make_cohort(3, 20 * 5 * 4094)  # more blocks than are read at a time
     blobs = cohort.protect_all(cohort.updates())
     totals = {cohort.add(arrival) for arrival in permutations(blobs)}
-    totals.add(cohort.add(blobs[::-1], processes=2))
     assert len(totals) == 1
     cohort.open(totals.pop())
-
-
-def test_more_processes_than_blocks_are_not_started() -> None:
-    cohort = make_cohort(3)
-    blobs = cohort.protect_all(cohort.updates())
-    assert cohort.add(blobs, processes=64) == cohort.add(blobs)
-    with pytest.raises(EncryptionError, match="at least one"):
-        cohort.add(blobs, processes=0)
 
 
 def test_memory_to_protect_an_update_is_below_the_update_itself(tmp_path: Path) -> None:
@@ -176,10 +167,9 @@ def test_a_sum_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     spoilt = bytearray(paths[1].read_bytes())
     spoilt[-30_784 : -30_784 + 15] = b"\xff" * 15  # a coefficient of the last block that is not below q
     paths[1].write_bytes(spoilt)
-    for processes in (1, 2):
-        with pytest.raises(CiphertextInvalid):
-            add_updates(paths, cohort.order, tmp_path / "total", processes)
-        assert sorted(tmp_path.iterdir()) == sorted(paths)
+    with pytest.raises(CiphertextInvalid):
+        add_updates(paths, cohort.order, tmp_path / "total")
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 def test_price_per_coordinate() -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,6 +23,9 @@ from fl_privacy.learning.models import ModelBundle
 from fl_privacy.messages import Signed, sign
 from fl_privacy.plan import TrainingPlan
 from tests.builders import OWNERS, enrol_all, order_for, texts, tiny_bundle, tiny_plan, write_domain
+
+if TYPE_CHECKING:
+    from tests.guard.protocol import Attempt, Worker
 
 ROWS = 200
 
@@ -111,3 +114,11 @@ def rooms(tmp_path: Path) -> Iterator[Strongrooms]:
     yield made
     for guard in made.guards.values():
         guard.close()
+
+
+@pytest.fixture
+def sealed(rooms: Strongrooms, worker: Worker, tmp_path: Path) -> Attempt:
+    """Round 0, attempt 0, with every owner's update sealed."""
+    from tests.guard.protocol import attempt  # which imports from here
+
+    return attempt(rooms, tmp_path / "scientist")

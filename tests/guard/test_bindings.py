@@ -24,21 +24,9 @@ from fl_privacy.guard.pause import pause, paused, resume
 from fl_privacy.guard.worker import Job
 from fl_privacy.messages import OpenRequest, RoundOrder
 from tests.guard.conftest import Strongrooms, finished, make_strongrooms
-from tests.guard.protocol import Attempt, Worker, attempt
+from tests.guard.protocol import Attempt, Worker
 
 DAY = 86_400
-
-
-@pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
-    stand_in = Worker()
-    monkeypatch.setattr("fl_privacy.guard.worker.run", stand_in.run)
-    return stand_in
-
-
-@pytest.fixture
-def sealed(rooms: Strongrooms, worker: Worker, tmp_path: Path) -> Attempt:
-    return attempt(rooms, tmp_path / "scientist")
 
 
 def other_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,18 +38,6 @@ from tests.guard.conftest import Strongrooms, make_strongrooms
 from tests.guard.protocol import Attempt, Worker, attempt, changed, give, sha256, values_of
 
 
-@pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
-    stand_in = Worker()
-    monkeypatch.setattr("fl_privacy.guard.worker.run", stand_in.run)
-    return stand_in
-
-
-@pytest.fixture
-def sealed(rooms: Strongrooms, worker: Worker, tmp_path: Path) -> Attempt:
-    return attempt(rooms, tmp_path / "scientist")
-
-
 def folder_of(guard: Guard, made: Attempt) -> OrderFolder:
     return OrderFolder(guard.home.folder / "rounds" / made.order.digest())
 

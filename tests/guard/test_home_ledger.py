@@ -20,15 +20,9 @@ from fl_privacy.owner_files import export_ledger, import_ledger, read_ledger
 from fl_privacy.privacy.entries import Spend, Witness
 from tests.builders import texts, write_domain
 from tests.guard.conftest import ROWS, Strongrooms
-from tests.guard.protocol import Attempt, Worker, attempt, changed
+from tests.guard.protocol import Attempt, changed
 
 DIGEST = "ab" * 32
-
-
-@pytest.fixture
-def sealed(rooms: Strongrooms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Attempt:
-    monkeypatch.setattr("fl_privacy.guard.worker.run", Worker().run)
-    return attempt(rooms, tmp_path / "scientist")
 
 
 @pytest.fixture

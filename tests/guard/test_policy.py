@@ -103,13 +103,6 @@ def test_a_scientists_cap_counts_all_plans_of_its_key_and_no_other(rooms: Strong
     assert len(guard.home.ledger.spends) == 1 and guard.orders.all() == []
 
 
-@pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
-    stand_in = Worker()
-    monkeypatch.setattr("fl_privacy.guard.worker.run", stand_in.run)
-    return stand_in
-
-
 @pytest.mark.parametrize(
     ("window", "inside", "outside"),
     [

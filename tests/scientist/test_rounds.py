@@ -30,13 +30,10 @@ from tests.guard_desk import GuardDesk, unreachable
 FOUR = ("bank", "clinic", "school", "shop")
 
 
-@pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
-    stand_in = Worker()
-    monkeypatch.setattr("fl_privacy.guard.worker.run", stand_in.run)
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(rounds, "PAUSE_SECONDS", 0.05)
-    return stand_in
 
 
 @pytest.fixture

@@ -42,13 +42,6 @@ THREE = FOUR[:3]
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
-    stand_in = Worker()
-    monkeypatch.setattr("fl_privacy.guard.worker.run", stand_in.run)
-    return stand_in
-
-
-@pytest.fixture
 def rooms(tmp_path: Path, worker: Worker) -> Iterator[Strongrooms]:
     made = make_strongrooms(tmp_path, owners=FOUR, retries=1)
     yield made
