@@ -41,7 +41,7 @@ crash-matrix: $(STAMP)  ## kill a guard and fill its disk at every durable step 
 bench: $(STAMP)  ## the secure sum against CKKS: bytes, time, exactness
 	$(BIN)/python benchmarks/secure_sum.py --quick
 
-base: $(STAMP)  ## reproduce the public base model that the demo starts from
+base: $(STAMP)  ## train the public base model anew that the demo starts from
 	$(BIN)/python domains/public/pretrain.py
 
 constraints: $(STAMP)  ## write the installed versions to constraints.txt

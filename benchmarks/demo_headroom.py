@@ -13,7 +13,8 @@ import json
 import sys
 import time
 import tomllib
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from fl_privacy.learning.local_training import train_update
 from fl_privacy.learning.models import ModelBundle, build_model, load_bundle
 from fl_privacy.learning.reference_training import train_without_privacy
 from fl_privacy.learning.tokenizer import tokenizer_of
+from fl_privacy.messages import Row
 from fl_privacy.parameters import Parameters, flatten, from_bytes, scale, specs_of, unflatten
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.accounting import calibrate
@@ -45,8 +47,8 @@ class Headroom:
         self.plan = plan
         self.vocabulary, self.base = bundle.vocabulary, from_bytes(bundle.weights)
         self.rows = rows
-        self.private = {owner: sentences(owner, rows, seed) for owner in OWNERS}
-        self.mock = {owner: sentences(owner, MOCK_ROWS, MOCK_SEED) for owner in OWNERS}
+        self.private = {owner: _rows(owner, rows, seed) for owner in OWNERS}
+        self.mock = {owner: _rows(owner, MOCK_ROWS, MOCK_SEED) for owner in OWNERS}
         rate = self.plan.sample_rate(rows)
         self.noise = calibrate(plan.target_epsilon, plan.delta, rate, plan.total_steps, plan.accountant)
         self.coordinates: list[np.ndarray] = []  # |local - global| of every owner and round, for update_range
@@ -54,13 +56,8 @@ class Headroom:
     def accuracy(self, parameters: Parameters) -> dict[str, float]:
         """Top-1 accuracy on each owner's mock rows, and on all together."""
         model, tokenizer = build_model(self.plan.model, self.vocabulary, parameters), tokenizer_of(self.vocabulary)
-        plan = self.plan
-        counts = {
-            owner: evaluate(model, tokenizer, texts, plan.max_length, plan.mask_probability, EVALUATION_SEED)
-            for owner, texts in self.mock.items()
-        }
-        union = sum(counts.values(), start=type(counts[OWNERS[0]])())
-        return {owner: part.accuracy for owner, part in counts.items()} | {"all": union.accuracy}
+        counts = {owner: evaluate(self.plan, model, tokenizer, rows, EVALUATION_SEED) for owner, rows in self.mock.items()}
+        return {name: part.headline for name, part in (counts | {"all": reduce(add, counts.values())}).items()}
 
     def update(self, owner: str, order_round: int, parameters: Parameters) -> Parameters:
         """One owner's DP-SGD part of a round."""
@@ -91,8 +88,12 @@ class Headroom:
 
     def centralised(self) -> Parameters:
         """All text in one place, no privacy."""
-        pooled = [text for texts in self.private.values() for text in texts]
+        pooled = [row for rows in self.private.values() for row in rows]
         return train_without_privacy(self.plan, self.base, self.vocabulary, pooled, generator=np.random.default_rng(0))
+
+
+def _rows(owner: str, count: int, seed: int) -> list[Row]:
+    return [Row(text=text) for text in sentences(owner, count, seed)]
 
 
 def measure(headroom: Headroom, wanted: list[str]) -> dict[str, dict[str, float]]:

@@ -60,9 +60,9 @@ def measure_full(tensors: Sequence[TensorSpec], folder: Path, done: Callable[[st
     }
 
 
-def in_own_process(step: Callable[..., None], *arguments: object) -> StepCost:
-    """Run ``step(*arguments)`` in a fresh interpreter; what it raises is raised here."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+def in_own_process(step: Callable[..., None], *arguments: object, method: str = "spawn") -> StepCost:
+    """Run ``step(*arguments)`` in a fresh process; what it raises is raised here. ``forkserver`` imports once for many."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
         return pool.submit(_measured, step, *arguments).result()
 
 

@@ -26,13 +26,14 @@ from fl_privacy import display
 from fl_privacy.display import LiveRounds, console
 from fl_privacy.encryption.registry import build_registry
 from fl_privacy.errors import FlPrivacyError
-from fl_privacy.guard.corpus import add_corpus, load_rows
+from fl_privacy.guard.corpus import add_corpus
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.learning.models import ModelBundle
 from fl_privacy.owner import Owner
 from fl_privacy.owner_files import export_ledger
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.audit import AuditResult, audit_export
+from fl_privacy.row_files import read_rows
 from fl_privacy.scientist.federation import Federation, Login
 from fl_privacy.scientist.files import read_plan
 from fl_privacy.scientist.history import History
@@ -73,7 +74,7 @@ def main(out: Path, rows: int) -> None:
         validation = federation.mock_rows(plan)
         audits = verify_ledgers(owners, federation, out)
     step("6. What it was worth: reference runs on the same rows (only a demo, which sees all corpora, can do them)")
-    corpora = {name: load_rows(out / "corpora" / f"{name}.jsonl") for name in NAMES}
+    corpora = {name: list(read_rows(out / "corpora" / f"{name}.jsonl")) for name in NAMES}
     accuracy = reference_accuracies(plan, bundle, corpora, validation)
     accuracy["federated"] = history.rounds[-1].accuracy
     finish(out, plan, history, accuracy, audits, reason, seconds, time.perf_counter() - started)
@@ -98,7 +99,7 @@ def prepare_owner(folder: Path, name: str, rows: int) -> Owner:
     write_rows(name, rows, SEED, corpus)
     owner = Owner.init(folder / name, DOMAINS / name / "domain.toml")
     with GuardHome(owner.guard_home) as home:
-        add_corpus(home, corpus, load_rows(DOMAINS / name / "mock.jsonl"))
+        add_corpus(home, corpus, list(read_rows(DOMAINS / name / "mock.jsonl")))
     return owner
 
 

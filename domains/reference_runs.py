@@ -22,21 +22,22 @@ from fl_privacy.learning.local_training import train_update
 from fl_privacy.learning.models import ModelBundle, build_model
 from fl_privacy.learning.reference_training import train_without_privacy
 from fl_privacy.learning.tokenizer import tokenizer_of
+from fl_privacy.messages import Row
 from fl_privacy.parameters import Parameters
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.scientist.federation import VALIDATION_SEED
 
-Part = Callable[[TrainingPlan, ModelBundle, list[str], int, Parameters], Parameters]
+Part = Callable[[TrainingPlan, ModelBundle, list[Row], int, Parameters], Parameters]
 
 
 def reference_accuracies(
-    plan: TrainingPlan, bundle: ModelBundle, corpora: Mapping[str, Sequence[str]], validation: Sequence[str]
+    plan: TrainingPlan, bundle: ModelBundle, corpora: Mapping[str, Sequence[Row]], validation: Sequence[Row]
 ) -> dict[str, float]:
-    """Top-1 on ``validation`` of the public base, of owners training alone (mean over owners), and of pooled training.
+    """Accuracy on ``validation`` of the public base, of owners training alone (mean over owners), and of pooled training.
 
     Privacy: 'local_only' uses the same DP-SGD as the federated run; 'centralised' gives no privacy at all.
     """
-    runs: dict[str, tuple[Part, list[str], int]] = {
+    runs: dict[str, tuple[Part, list[Row], int]] = {
         f"{name} alone": (_alone, list(rows), plan.rounds) for name, rows in corpora.items()
     }
     runs["centralised"] = (
@@ -65,18 +66,17 @@ def reference_accuracies(
     }
 
 
-def _alone(plan: TrainingPlan, bundle: ModelBundle, rows: list[str], index: int, model: Parameters) -> Parameters:
+def _alone(plan: TrainingPlan, bundle: ModelBundle, rows: list[Row], index: int, model: Parameters) -> Parameters:
     size = round_down(len(rows))
     sigma = round_spend(plan, size).noise_multiplier
     update = train_update(plan, index, model, bundle.vocabulary, rows, size, sigma, lambda step, steps: None)
     return model | parameters.add({name: model[name] for name in update}, update)
 
 
-def _pooled(plan: TrainingPlan, bundle: ModelBundle, rows: list[str], index: int, model: Parameters) -> Parameters:
+def _pooled(plan: TrainingPlan, bundle: ModelBundle, rows: list[Row], index: int, model: Parameters) -> Parameters:
     return train_without_privacy(plan, model, bundle.vocabulary, rows, generator=np.random.default_rng(index))
 
 
-def _accuracy(plan: TrainingPlan, bundle: ModelBundle, model: Parameters, validation: Sequence[str]) -> float:
+def _accuracy(plan: TrainingPlan, bundle: ModelBundle, model: Parameters, validation: Sequence[Row]) -> float:
     built = build_model(plan.model, bundle.vocabulary, model)
-    tokenizer = tokenizer_of(bundle.vocabulary)
-    return evaluate(built, tokenizer, validation, plan.max_length, plan.mask_probability, VALIDATION_SEED).accuracy
+    return evaluate(plan, built, tokenizer_of(bundle.vocabulary), validation, VALIDATION_SEED).headline

@@ -10,10 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fl_privacy.auditor import audit_ledgers
     from fl_privacy.learning.models import ModelBundle, load_bundle
     from fl_privacy.owner import Owner
+    from fl_privacy.owner_files import read_signed_registry
     from fl_privacy.plan import ModelSpec, TrainingPlan
     from fl_privacy.privacy.audit import AuditResult, audit_export
+    from fl_privacy.privacy.report import AuditReport
     from fl_privacy.scientist.federation import Federation, Login
     from fl_privacy.scientist.files import read_plan
     from fl_privacy.scientist.history import History, RoundRecord, Watcher
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AuditReport": "privacy.report",
     "AuditResult": "privacy.audit",
     "FedAvg": "strategies.fedavg",
     "Federation": "scientist.federation",
@@ -34,11 +38,14 @@ _HOMES = {
     "TrainingPlan": "plan",
     "Watcher": "scientist.history",
     "audit_export": "privacy.audit",
+    "audit_ledgers": "auditor",
     "load_bundle": "learning.models",
     "read_plan": "scientist.files",
+    "read_signed_registry": "owner_files",
 }
 
 __all__ = [
+    "AuditReport",
     "AuditResult",
     "FedAvg",
     "Federation",
@@ -51,8 +58,10 @@ __all__ = [
     "TrainingPlan",
     "Watcher",
     "audit_export",
+    "audit_ledgers",
     "load_bundle",
     "read_plan",
+    "read_signed_registry",
 ]
 
 

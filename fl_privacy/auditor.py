@@ -11,7 +11,7 @@ from fl_privacy.errors import LedgerError, MessageError
 from fl_privacy.privacy.cross_check import HistoryClaim
 from fl_privacy.privacy.export_file import Export
 from fl_privacy.privacy.report import AuditReport, audit_exports
-from fl_privacy.scientist.history import RoundRecord
+from fl_privacy.scientist.history import EvaluationRecord, RoundRecord
 
 
 def audit_ledgers(exports: Sequence[Path], registry: Registry | None = None, history: Path | None = None) -> AuditReport:
@@ -27,15 +27,16 @@ def audit_ledgers(exports: Sequence[Path], registry: Registry | None = None, his
 
 
 def read_history(file: Path) -> list[HistoryClaim]:
-    """What a history says of each owner after each opened round; skipped rounds say nothing. Raises: LedgerError."""
+    """What a history says of each owner after each opened sum; what was skipped says nothing. Raises: LedgerError."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-        records = [RoundRecord.parse(line) for line in lines if "skipped" not in json.loads(line)]
+        records = [_record(line) for line in lines if "skipped" not in json.loads(line)]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, MessageError) as problem:
         raise LedgerError(f"{file} cannot be read as a history: {problem}") from None
     return [
         HistoryClaim(
             round=record.round,
+            purpose="evaluate" if isinstance(record, EvaluationRecord) else "train",
             order=record.order,
             owner=owner,
             epsilon=spend.epsilon,
@@ -46,3 +47,7 @@ def read_history(file: Path) -> list[HistoryClaim]:
         for record in records
         for owner, spend in record.spends.items()
     ]
+
+
+def _record(line: str) -> RoundRecord | EvaluationRecord:
+    return EvaluationRecord.parse(line) if "evaluation" in json.loads(line) else RoundRecord.parse(line)

@@ -9,6 +9,7 @@ import click
 
 from fl_privacy.cli_ledger import audit, ledger_app
 from fl_privacy.cli_owner import FILE, home_option, owner_app
+from fl_privacy.cli_pretrain import pretrain_command
 from fl_privacy.cli_verify import sums_app
 from fl_privacy.errors import FlPrivacyError
 
@@ -37,8 +38,8 @@ class Commands(click.Group):
 def app() -> None:
     """Federated training of language models on text that may not be shared.
 
-    An owner runs `owner`, `corpus`, `requests` and `ledger`; a scientist runs `corpora`, `submit` and `train`; an auditor
-    runs `audit` and `sums verify`.
+    An owner runs `owner`, `corpus`, `requests` and `ledger`; a scientist runs `pretrain`, `corpora`, `submit` and `train`; an
+    auditor runs `audit` and `sums verify`.
     """
 
 
@@ -46,6 +47,7 @@ app.add_command(owner_app)
 app.add_command(ledger_app)
 app.add_command(sums_app)
 app.add_command(audit)
+app.add_command(pretrain_command)
 
 
 @app.group("corpus")
@@ -62,19 +64,37 @@ def requests_app() -> None:
 @click.argument("file", type=FILE)
 @home_option
 @click.option("--mock", type=FILE, help="Rows that you publish for scientists to look at.")
-@click.option("--field", default="text", show_default=True, help="Name of the text field or column.")
+@click.option("--field", default="text", show_default=True, help="Field or column of the text; also of the mock rows.")
+@click.option("--label-field", help="Field or column of each text's class, for plans that classify.")
+@click.option("--tags-field", help="Field or column of each text's BIO tags, one per character, for plans that find entities.")
 @click.option("--subject-field", help='Field or column that says whom a row is about; with budget.unit = "subject".')
-def corpus_add(file: Path, home: Path, mock: Path | None, field: str, subject_field: str | None) -> None:
+def corpus_add(
+    file: Path,
+    home: Path,
+    mock: Path | None,
+    field: str,
+    label_field: str | None,
+    tags_field: str | None,
+    subject_field: str | None,
+) -> None:
     """Copy a corpus into the strong room. Stop `owner serve` first."""
     from fl_privacy.display import console
-    from fl_privacy.guard.corpus import add_corpus, load_rows
+    from fl_privacy.display_corpora import labels
+    from fl_privacy.guard.corpus import add_corpus, rows_file
     from fl_privacy.guard.home import GuardHome
+    from fl_privacy.guard.labels import label_counts
+    from fl_privacy.row_files import Fields, StoredRows, read_rows
 
+    fields = Fields(field, label_field, tags_field, subject_field)
     with GuardHome(home / "guard") as guard:
-        card = add_corpus(guard, file, load_rows(mock) if mock else [], field, subject_field)
+        card = add_corpus(guard, file, [*read_rows(mock, fields._replace(subject=None))] if mock else [], fields)
+        with StoredRows(rows_file(guard)) as rows:
+            found = [labels(what, label_counts(rows, what)) for what in card.annotations]
     console.print(
         f"{card.owner}: about {card.declared_size:,} {card.unit}s (declared), {len(card.mock_rows)} mock rows published"
     )
+    for told in found:
+        console.print(told)
 
 
 @requests_app.command("list")
@@ -149,14 +169,17 @@ def corpora_show(federation: Path) -> None:
 @click.argument("plan_file", type=FILE, metavar="PLAN.toml")
 @federation_option
 def submit(plan_file: Path, federation: Path) -> None:
-    """Scientist: pass the owners' signatures and sealed keys on, and ask every owner of PLAN.toml for approval."""
+    """Scientist: pass the owners' signatures and sealed keys on, and ask every owner of PLAN.toml for approval.
+
+    A task of your own (task = "FILE.py" in PLAN.toml) is checked, and tried on the owners' mock rows, before anyone is asked.
+    """
     from fl_privacy.display import console
     from fl_privacy.scientist.files import read_plan
 
-    plan, _ = read_plan(plan_file)
+    plan, bundle = read_plan(plan_file)
     with _connected(federation) as connected:
         connected.relay_keys()
-        connected.submit(plan)
+        connected.submit(plan, bundle)
     console.print(f"submitted {plan.name!r} to {', '.join(plan.owners)}; run `fl-privacy train {plan_file}` once approved")
 
 
@@ -164,18 +187,19 @@ def submit(plan_file: Path, federation: Path) -> None:
 @click.argument("plan_file", type=FILE, metavar="PLAN.toml")
 @federation_option
 @click.option("--out", type=FILE, default="runs/latest", show_default=True, help="Where model, history and picture go.")
-@click.option("--validation", type=FILE, help="Your own validation text; by default the owners' mock rows.")
+@click.option("--validation", type=FILE, help="Your own validation rows; by default the owners' mock rows.")
 def train(plan_file: Path, federation: Path, out: Path, validation: Path | None) -> None:
     """Scientist: train PLAN.toml, which every owner has approved; shows progress and leaves the model in --out."""
     from fl_privacy.display import LiveRounds, console, rounds
-    from fl_privacy.scientist.files import read_plan, read_texts
+    from fl_privacy.scientist.files import read_plan, read_validation
 
     plan, bundle = read_plan(plan_file)
     with _connected(federation) as connected, LiveRounds(plan.rounds) as live:
         connected.relay_keys()  # the owners may have changed their registry since the plan was submitted
-        texts = read_texts(validation) if validation else connected.mock_rows(plan)
-        history = connected.run(plan, bundle, texts, out, watcher=live)
+        rows = read_validation(validation, plan) if validation else connected.mock_rows(plan)
+        history = connected.run(plan, bundle, rows, out, watcher=live)
     console.print(rounds(history.rounds, history.accuracy_before))
+    console.print(history.federation_claim)
     console.print(f"model: {out / 'model'}   picture: {out / 'rounds.png'}")
 
 

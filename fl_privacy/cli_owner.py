@@ -44,7 +44,7 @@ def owner_init(home: Path, domain: Path) -> None:
 @home_option
 @click.option("--port", type=int, default=0, help="Port of the datasite; a free one by default.")
 def owner_serve(home: Path, port: int) -> None:
-    """Run guard and datasite on 127.0.0.1 until Ctrl-C."""
+    """Run guard and datasite on 127.0.0.1 until Ctrl-C; one that ends by itself is started again, a few times."""
     from fl_privacy.display import console
     from fl_privacy.owner import Owner
 
@@ -52,7 +52,7 @@ def owner_serve(home: Path, port: int) -> None:
     with Owner(home, port or None) as owner:
         console.print(f"{owner.name} answers at {owner.datasite.url}; stop with Ctrl-C")
         try:
-            owner.attend()
+            owner.attend(lambda told: console.print(told, soft_wrap=True))
         except KeyboardInterrupt:
             console.print("stopping")
 

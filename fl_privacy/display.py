@@ -13,11 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from fl_privacy.display_corpora import corpora as corpora
 from fl_privacy.display_review import review as review
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import RoundFailed
-from fl_privacy.messages import CorpusCard, LedgerStatement
-from fl_privacy.scientist.history import RoundRecord, Watcher
+from fl_privacy.messages import LedgerStatement
+from fl_privacy.scientist.history import EvaluationRecord, OwnerSpend, RoundRecord, Watcher
 
 WIDTH = 118  # where the output is not a terminal that knows its own
 if TYPE_CHECKING:
@@ -36,17 +37,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         drawn.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         drawn.add_row(*(str(cell) for cell in row))
-    return drawn
-
-
-def corpora(cards: Mapping[str, Sequence[CorpusCard]], mock_rows: int = 2) -> Table:
-    """What the owners offer: declared sizes and a few mock rows."""
-    drawn = Table(title="Corpora (mock rows are published by the owners; private rows never leave)", title_justify="left")
-    for column in ("owner", "title", "size", "mock rows"):
-        drawn.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
-    for owner, offered in cards.items():
-        for card in offered:
-            drawn.add_row(owner, card.title, f"~{card.declared_size:,} {card.unit}s", "\n".join(card.mock_rows[:mock_rows]))
     return drawn
 
 
@@ -121,9 +111,10 @@ def sums(verdicts: Sequence[Verdict]) -> Group:
         if found:
             added = f"{found.bytes_added / 1e6:.2f}"
             told = (str(found.attempt), ", ".join(found.cohort), added, ", ".join(found.openers), "true")
-        rows.append((verdict.folder.name, *told))
-    names = {verdict.folder.name for verdict in verdicts}
-    gaps = [name for name in (f"{index:03d}" for index in range(int(max(names)))) if name not in names]
+        is_round = verdict.folder.parent.name == "rounds"
+        rows.append((verdict.folder.name if is_round else f"evaluation {verdict.folder.name}", *told))
+    names = {verdict.folder.name for verdict in verdicts if verdict.folder.parent.name == "rounds"}
+    gaps = [name for name in (f"{index:03d}" for index in range(int(max(names, default="0")))) if name not in names]
     note = f"no evidence of round {', '.join(gaps)}: skipped, or taken away" if gaps else ""
     drawn = table("Sums, added again", ["round", "attempt", "cohort", "MB added", "opened by", "verdict"], rows)
     return Group(drawn, Text(note)) if note else Group(drawn)
@@ -170,7 +161,7 @@ def audit_report(report: AuditReport) -> Group:
         "entries verified",
         "confirmed by",
     ]
-    parts: list[Any] = [table("Ledgers (epsilon: total, upper bound)", columns, rows)]
+    parts: list[Any] = [table("Ledgers (epsilon: total, upper bound)", columns, rows), Text(report.federation)]
     for finding in report.findings:
         parts.append(Text(f"FOUND {finding.place}: [{finding.kind}] {finding.what}", style="red"))
     if not report.findings:
@@ -181,15 +172,15 @@ def audit_report(report: AuditReport) -> Group:
 
 def rounds(records: Sequence[RoundRecord], before: float | None = None) -> Table:
     """One row per round."""
-    owners = sorted({owner for record in records for owner in record.spends})
-    columns = ["round", "top-1", *(f"ε {owner}" for owner in owners), "MB up", "MB down", "s train", "s crypto", "s transport"]
+    latest = {owner: spend for record in records for owner, spend in record.spends.items()}
+    owners = sorted(latest)
+    epsilons = [f"ε {owner}{latest[owner].period}" for owner in owners]
+    columns = ["round", "top-1", *epsilons, "MB up", "MB down", "s train", "s crypto", "s transport"]
     rows: list[list[str]] = []
     if before is not None:
         rows.append(["base", f"{before:.2%}", *([""] * (len(columns) - 2))])
     for record in records:
-        spends = [
-            f"{spend.epsilon:.2f} / {spend.budget:.2f}" if (spend := record.spends.get(owner)) else "-" for owner in owners
-        ]
+        spends = [_spend_in_words(spend) if (spend := record.spends.get(owner)) else "-" for owner in owners]
         seconds = [record.seconds_training, record.seconds_crypto, record.seconds_transport]
         mega = [f"{record.bytes_up / 1e6:.2f}", f"{record.bytes_down / 1e6:.2f}"]
         rows.append([str(record.round + 1), f"{record.accuracy:.2%}", *spends, *mega, *(f"{s:.1f}" for s in seconds)])
@@ -222,13 +213,24 @@ class LiveRounds(Watcher):
     def round_done(self, record: RoundRecord) -> None:
         """Print the round and clear the bars."""
         self._clear()
-        epsilon = max(spend.epsilon for spend in record.spends.values())
+        largest = max(record.spends.values(), key=lambda spend: spend.counted)
         seconds = record.seconds_training + record.seconds_crypto + record.seconds_transport
         console.print(
             f"  round {record.round + 1}/{self.total_rounds}: top-1 {record.accuracy:.2%},"
-            f" largest epsilon {epsilon:.2f}, {record.bytes_up / 1e6:.1f} MB up, {seconds:.0f} s"
+            f" largest epsilon {largest.counted:.2f}{largest.period}, {record.bytes_up / 1e6:.1f} MB up, {seconds:.0f} s"
         )
         self.round = record.round + 2
+
+    def evaluated(self, record: EvaluationRecord) -> None:
+        """Print what was measured, and how far the noise moves it."""
+        self._clear()
+        console.print(f"  after round {record.round}/{self.total_rounds}, {record.in_words}")
+
+    def evaluation_skipped(self, round_index: int, failures: Sequence[Mapping[str, str]]) -> None:
+        """Say that the run goes on."""
+        owners = ", ".join(sorted({owner for attempt in failures for owner in attempt}))
+        told = f"  the evaluation after round {round_index} is skipped after {len(failures)} attempts (failed: {owners})"
+        console.print(told, style="red")
 
     def round_failed(self, error: RoundFailed, attempts_left: int) -> None:
         """Say who failed and what happens next."""
@@ -259,6 +261,11 @@ def jobs(found: Sequence[Mapping[str, Any]]) -> Table:
         where = (job["order"][:12], f"{job['scientist'][:12]}…", job["round"] + 1, job["attempt"] + 1)
         rows.append((job["plan"], *where, job["state"], f"{job['step']}/{job['steps']}", f"{job['seconds']:.0f}"))
     return table("Jobs", columns, rows)
+
+
+def _spend_in_words(spend: OwnerSpend) -> str:
+    total = f"\n{spend.epsilon:.2f} in total" if spend.period_days else ""
+    return f"{spend.counted:.2f} / {spend.budget:.2f}{total}"
 
 
 def _budget_in_words(told: Mapping[str, Any]) -> str:

@@ -17,7 +17,9 @@ from fl_privacy.errors import MessageError, SignatureInvalid
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]  # sha256, or a 32-byte public key
 OwnerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+Annotation = Literal["label", "tags"]  # what a row may have besides its text
 PrivacyUnit = Literal["record", "subject"]  # who may be added or removed: one row, or everything of one person
+Purpose = Literal["train", "evaluate"]  # of an order
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
 
 
@@ -98,10 +100,12 @@ class RoundOrder(Message):
 
     R_t is bound into mask keys, check values, ciphertext headers and every signature of the round, so that nothing made for one
     order is of use in another. ``key`` names the HE secret key that the owners share; ``weights`` are the declared corpus
-    sizes, in the order of ``cohort``; ``model`` is the sha256 of the safetensors blob.
+    sizes, in the order of ``cohort``; ``model`` is the sha256 of the safetensors blob. An order to evaluate is for the model
+    that round ``round`` starts from, or, if that is the number of rounds, for the finished one.
     """
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
+    purpose: Purpose = "train"
     plan: Digest
     code: Digest
     registry: Digest
@@ -114,11 +118,17 @@ class RoundOrder(Message):
     weights: tuple[Annotated[int, Field(ge=1)], ...]
     encoding: Annotated[Encoding | CkksEncoding, Field(discriminator="scheme")]
 
+    @property
+    def turn(self) -> tuple[int, bool, int]:
+        """Where the order stands among those of its plan: a round's evaluation comes before its training."""
+        return self.round, self.purpose == "train", self.attempt
+
 
 class UpdateReceipt(Message):
     """An owner's signed word for its encrypted update. Only hashes, public costs and the ledger's state.
 
     ``self_mask`` commits to the seed of the owner's self-mask (``encryption.agreement.commit``); None where there are no masks.
+    The figures of epsilon are those of ``LedgerStatement``.
     """
 
     order: Digest
@@ -132,6 +142,8 @@ class UpdateReceipt(Message):
     epsilon_budget: float
     delta: float
     ledger_head: Digest
+    period_days: int | None = None
+    epsilon_in_period: float | None = None
 
 
 class CloseRequest(Message):
@@ -186,6 +198,24 @@ class OpenedSum(Message):
     decryption_seconds: float
 
 
+class Row(Message):
+    """One record of a corpus: private in an owner's rows, public in mock rows and in a scientist's validation text.
+
+    ``label`` is the class of the text; ``tags`` are BIO, one for each character of ``text``; ``subject`` says whose record it
+    is, as a number that only the owner's guard knows. What an owner's file does not have is None.
+    """
+
+    text: Annotated[str, Field(repr=False)]
+    label: Annotated[str | None, Field(repr=False)] = None
+    tags: Annotated[tuple[str, ...] | None, Field(repr=False)] = None
+    subject: Annotated[int | None, Field(repr=False)] = None
+
+    @property
+    def annotations(self) -> tuple[Annotation, ...]:
+        """What this row has besides its text."""
+        return (*(("label",) if self.label is not None else ()), *(("tags",) if self.tags is not None else ()))
+
+
 class CorpusCard(Message):
     """What an owner tells about its corpus, public by the owner's decision.
 
@@ -198,7 +228,8 @@ class CorpusCard(Message):
     corpus: Digest
     declared_size: Annotated[int, Field(ge=1)]
     unit: PrivacyUnit = "record"  # what declared_size counts, and who the ledger's epsilon is for
-    mock_rows: tuple[str, ...]
+    annotations: tuple[Annotation, ...] = ()  # what every row has besides its text
+    mock_rows: tuple[Row, ...]
 
 
 class LedgerStatement(Message):

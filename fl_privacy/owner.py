@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fl_privacy.datasite.front_desk import GUARD_SOCKET
 from fl_privacy.datasite.launch import Datasite
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from fl_privacy.datasite.requests import CodeRequest
 
 LONGEST_SOCKET_PATH = 100  # bytes; Unix sockets allow 107
+RESTARTS, RESTARTS_WITHIN = 5, 600.0  # seconds; a process that ends more often needs its owner
+CHECK_SECONDS = 1.0  # from look to look whether guard and datasite still run
 
 
 class Owner:
@@ -43,8 +46,10 @@ class Owner:
         self.front_socket = Path(os.environ.get(GUARD_SOCKET) or self.guard_home / FRONT_SOCKET)
         self.datasite = Datasite(self.home / "datasite", self.name, self.front_socket, port)
         self.guard = GuardClient(self.guard_home / OWNER_SOCKET)
+        self.guard_log = self.guard_home / "guard.log"
         self.guard_process: subprocess.Popen[bytes] | None = None
         self._desk: Any = None
+        self._restarts = deque[float](maxlen=RESTARTS)  # when the latest were
 
     @classmethod
     def init(cls, home: Path, domain_file: Path) -> Owner:
@@ -75,9 +80,9 @@ class Owner:
             undo.pop_all()
         return self
 
-    def start_guard(self, timeout: float = 90.0) -> None:
+    def start_guard(self, timeout: float = 180.0) -> None:
         """Start only the guard and wait until it answers."""
-        with open(os.open(self.guard_home / "guard.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
+        with open(os.open(self.guard_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             command = [sys.executable, "-m", "fl_privacy.guard", str(self.guard_home)]
             if self.front_socket.parent != self.guard_home:
                 command += ["--front-socket", str(self.front_socket)]
@@ -85,13 +90,13 @@ class Owner:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.guard_process.poll() is not None:
-                raise HomeError(f"the guard of {self.name} ended while starting; see {self.guard_home / 'guard.log'}")
+                raise HomeError(f"the guard of {self.name} ended while starting; see {self.guard_log}")
             try:
                 self.guard.call("GET", "/v1/status")
                 return
             except ConnectionFailed:
                 time.sleep(0.1)
-        raise ConnectionFailed(f"the guard of {self.name} did not answer in time; see {self.guard_home / 'guard.log'}")
+        raise ConnectionFailed(f"the guard of {self.name} did not answer in time; see {self.guard_log}")
 
     def stop(self) -> None:
         """Stop both processes; safe to call at any time."""
@@ -193,17 +198,39 @@ class Owner:
                 requests.approve(self.desk, request)
         return looked_at
 
-    def attend(self, every: float = 10.0) -> None:
-        """Block until the datasite ends; meanwhile look every so many seconds whether the policy approves a new request."""
-        if Domain.read(self.guard_home / "domain.toml").policy.auto_approve_epsilon is None:
-            self.datasite.wait()
+    def attend(self, tell: Callable[[str], None], every: float = 10.0) -> NoReturn:
+        """Start guard and datasite again when they end by themselves, and look whether the policy approves new requests.
+
+        Args: tell shows the owner a line about each restart; the log has it, too. every: seconds from look to look.
+        Raises: ConnectionFailed when one ends after ``RESTARTS`` restarts of both in ``RESTARTS_WITHIN`` seconds, and what
+            ``start`` raises.
+        """
+        by_policy = Domain.read(self.guard_home / "domain.toml").policy.auto_approve_epsilon is not None
+        seen, looked = set[str](), -math.inf
+        while True:
+            guard_status = None if self.guard_process is None else self.guard_process.poll()
+            self._start_again("guard", guard_status, self.guard_log, self.start_guard, tell)
+            self._start_again("datasite", self.datasite.exit_status, self.datasite.log, self.datasite.start, tell)
+            if by_policy and time.monotonic() - looked >= every:
+                with contextlib.suppress(FlPrivacyError, OSError):  # either process may just have ended
+                    seen.update(request.id for request in self.approve_by_policy(seen))
+                looked = time.monotonic()
+            time.sleep(CHECK_SECONDS)
+
+    def _start_again(
+        self, part: str, status: int | None, log: Path, start: Callable[[], object], tell: Callable[[str], None]
+    ) -> None:
+        if status is None:
             return
-        waiting, seen = threading.Thread(target=self.datasite.wait, daemon=True), set[str]()
-        waiting.start()
-        while waiting.is_alive():
-            with contextlib.suppress(FlPrivacyError):  # the datasite may be about to end
-                seen.update(request.id for request in self.approve_by_policy(seen))
-            waiting.join(every)
+        ended = f"the {part} of {self.name} ended by itself (exit status {status})"
+        if len(self._restarts) == RESTARTS and time.monotonic() - self._restarts[0] < RESTARTS_WITHIN:
+            raise ConnectionFailed(f"{ended}, after {RESTARTS} restarts within {RESTARTS_WITHIN / 60:.0f} minutes; see {log}")
+        self._restarts.append(time.monotonic())
+        told = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {ended} and is started again"
+        with log.open("a") as file:
+            file.write(f"{told}\n")
+        tell(f"{told}; see {log}")
+        start()
 
     def deny(self, number: int, reason: str) -> None:
         """Deny a request; the scientist reads the reason. Foreign code is only noted in Syft: no plan can be read from it."""

@@ -9,29 +9,42 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 import tomli_w
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from fl_privacy.errors import PlanError
-from fl_privacy.messages import Digest, Message, OwnerName, first_problem
+from fl_privacy.messages import Annotation, CorpusCard, Digest, Message, OwnerName, first_problem
 
 MINIMAL_COHORT = 3  # with two owners, each reads the other's update by subtracting its own from the sum
 ATTEMPTS_PER_ROUND = 3  # one and two repetitions; then the round is skipped
-MODEL_TYPES = ("bert",)
+ModelType = Literal["bert", "roberta", "albert", "gpt2"]
+MODEL_TYPES: tuple[ModelType, ...] = get_args(ModelType)
+OUTSIDE = "O"  # the tag of a character that belongs to no entity
 
+# model type -> its configuration's fields for the number of layers and of positions
+_SIZES = {
+    **dict.fromkeys(("bert", "roberta", "albert"), ("num_hidden_layers", "max_position_embeddings")),
+    "gpt2": ("n_layer", "n_positions"),
+}
+
+Head = Literal["mlm", "clm", "classification", "ner"]
+Label = Annotated[str, StringConstraints(pattern=r"^\S(.{0,62}\S)?$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
 class ModelSpec(Message):
     """The model that a plan trains: architecture in full, vocabulary and first weights by digest.
 
-    ``architecture`` is the Hugging Face configuration as canonical JSON; weights travel as safetensors, never pickle.
+    ``architecture`` is the Hugging Face configuration as canonical JSON; weights travel as safetensors, never pickle. ``head``
+    is what stands on the encoder; ``labels``, the classes or the kinds of entities, are public: no label is read from data.
     """
 
     source: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     architecture: Annotated[str, StringConstraints(max_length=20_000)]
+    head: Head = "mlm"
+    labels: Annotated[tuple[Label, ...], Field(max_length=1000)] = ()
     vocabulary: Digest
     weights: Digest
 
@@ -44,11 +57,20 @@ class ModelSpec(Message):
             raise ValueError(f"not JSON: {problem}") from None
         if not isinstance(config, dict) or config.get("model_type") not in MODEL_TYPES:
             raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}")
-        for field in ("num_hidden_layers", "max_position_embeddings"):
-            value = config.get(field, 512 if field == "max_position_embeddings" else None)
-            if type(value) is not int or value < 1:
+        for field in _SIZES[config["model_type"]]:
+            if type(config.get(field)) is not int or config[field] < 1:
                 raise ValueError(f"{field} must be a positive integer")
         return json.dumps(config, sort_keys=True, separators=(",", ":"))
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Self:
+        least = {"classification": 2, "ner": 1}.get(self.head, 0)
+        if len(self.labels) < least or (self.labels and not least):
+            wanted = f"at least {least}" if least else "none"
+            raise ValueError(f"labels: a {self.head} head has {wanted}, got {len(self.labels)}")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: a label appears twice")
+        return self
 
     @property
     def config(self) -> dict[str, Any]:
@@ -56,19 +78,65 @@ class ModelSpec(Message):
         config: dict[str, Any] = json.loads(self.architecture)
         return config
 
+    @property
+    def num_layers(self) -> int:
+        """Number of encoder (or decoder) layers."""
+        return int(self.config[_SIZES[self.config["model_type"]][0]])
+
+    @property
+    def positions(self) -> int:
+        """The most tokens that an example may have."""
+        config = self.config
+        unused = config.get("pad_token_id", 1) + 1 if config["model_type"] == "roberta" else 0  # RoBERTa counts from there
+        return int(config[_SIZES[config["model_type"]][1]]) - unused
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The BIO tags of a ``ner`` head, in the order of its outputs."""
+        return (OUTSIDE, *(f"{place}-{label}" for label in self.labels for place in "BI"))
+
+    @property
+    def outputs(self) -> int | None:
+        """Number of scores of a classification or ner head; None where it is the vocabulary's size."""
+        return {"classification": len(self.labels), "ner": len(self.tags)}.get(self.head)
+
+
+class Adapter(NamedTuple):
+    """Low-rank adapters W + (alpha / rank) B A on each layer's query and value (Hu et al. 2022, LoRA).
+
+    With ``frozen_a`` only B is trained, so that the mean of the owners' updates is the update of their mean (Sun et al. 2024,
+    FFA-LoRA).
+    """
+
+    rank: int
+    alpha: float
+    frozen_a: bool
+
+
+def _usual_bound(plan: dict[str, Any]) -> float:
+    """The norm that most records' counts keep within: one class, two or three entities, five nats at each expected place.
+
+    A field at fault is missing in ``plan``, which is then refused for that field.
+    """
+    task, probability = plan.get("task"), plan.get("mask_probability", 1.0)
+    places: float = plan.get("max_length", 1) * (probability if task == "mlm" else 1)
+    return {"classification": 1.1, "ner": 5.0}.get(str(task), round(1.6 * places, 2))
+
 
 class TrainingPlan(Message):
     """A course of federated training with differential privacy.
 
-    Privacy: each owner's updates, all rounds together, are (``target_epsilon``, ``delta``)-differentially private for adding
-    or removing one record (one corpus row), by DP-SGD with Poisson sampling (Abadi et al. 2016); the noise is calibrated
-    by ``accountant`` for ``(rounds + retries) * local_steps`` steps at sample rate ``batch_size / declared size``.
+    Privacy: all that an owner's guard releases, the updates of all rounds and the evaluations, is (``target_epsilon``,
+    ``delta``)-differentially private for adding or removing one record (one corpus row), or one person where that is the unit
+    of the owner's ledger. Updates: DP-SGD with Poisson sampling (Abadi et al. 2016), ``paid_steps`` steps at ``sample_rate``.
+    Evaluations: ``evaluations`` Gaussian mechanisms with ``evaluation_noise``. ``accountant`` gives DP-SGD the noise with
+    which both together stay within the target.
     """
 
     version: Literal[1] = 1
     name: Name
     purpose: Annotated[str, StringConstraints(min_length=10, max_length=500)]
-    task: Literal["mlm", "custom"] = "mlm"
+    task: Literal["mlm", "clm", "classification", "ner", "custom"] = "mlm"
     custom_task: Annotated[str, StringConstraints(max_length=10_000)] = ""  # source, see learning.custom_task
     model: ModelSpec
     owners: Annotated[tuple[OwnerName, ...], Field(max_length=100)]
@@ -78,7 +146,9 @@ class TrainingPlan(Message):
     retries: Annotated[int, Field(ge=0, le=100)] = 0  # trainings beyond one per round, already paid for in the noise
     local_steps: Annotated[int, Field(ge=1, le=10_000)] = 20
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 512  # expected size of a Poisson batch
-    trainable: Annotated[str, StringConstraints(pattern=r"^(all|head|layers:\d{1,3}-\d{1,3})$")] = "all"
+    trainable: Annotated[str, StringConstraints(pattern=r"^(all|head|layers:\d{1,3}-\d{1,3}|lora|ffa-lora)$")] = "all"
+    lora_rank: Annotated[int, Field(ge=1, le=256)] = 8
+    lora_alpha: Annotated[float, Field(gt=0, le=1024)] = 16.0
     max_length: Annotated[int, Field(ge=8, le=512)] = 64  # tokens; longer records are cut
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -92,6 +162,12 @@ class TrainingPlan(Message):
     delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
     accountant: Literal["prv", "rdp"] = "prv"
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 0.5
+
+    holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of an owner's units kept from training, to evaluate on
+    evaluate_every: Annotated[int, Field(ge=0, le=1000)] = 0  # rounds; 0: only the finished model
+    evaluation_noise: Annotated[float, Field(ge=0.5, le=1000)] = 10.0  # noise multiplier of one evaluation
+    # what one unit may add to the counts (L2; nll in units of ten nats): a public number, whatever records are there
+    evaluation_bound: Annotated[float, Field(gt=0, le=1e6, default_factory=_usual_bound)]
 
     update_range: Annotated[float, Field(gt=0, le=10)] = 0.05  # public bound on each coordinate of local - global
     update_bits: Annotated[int, Field(ge=4, le=12)] = 8
@@ -115,10 +191,16 @@ class TrainingPlan(Message):
             raise ValueError('custom_task: its source is needed with task = "custom", and with no other task')
         if self.warmup_steps >= self.rounds * self.local_steps:
             raise ValueError(f"warmup_steps: {self.warmup_steps} leaves none of the {self.rounds * self.local_steps} steps")
-        if self.layers and not self.layers[0] <= self.layers[1] < self.model.config["num_hidden_layers"]:
+        if self.task not in ("custom", self.model.head) or (self.task == "custom" and self.model.labels):
+            raise ValueError(f"task: {self.task} does not fit the model's {self.model.head} head")
+        if self.layers and not self.layers[0] <= self.layers[1] < self.model.num_layers:
             raise ValueError(f"trainable: {self.trainable} is not a range within the model's layers")
-        if self.max_length > self.model.config.get("max_position_embeddings", 512):
-            raise ValueError(f"max_length: {self.max_length} is more than the model's positions")
+        if self.layers and self.model.config["model_type"] == "albert":
+            raise ValueError("trainable: the layers of an ALBERT are one set of weights; use all, head, lora or ffa-lora")
+        if self.evaluate_every and not self.holdout:
+            raise ValueError("evaluate_every: there is nothing to evaluate on; set holdout as well")
+        if self.max_length > self.model.positions:
+            raise ValueError(f"max_length: {self.max_length} is more than the model's {self.model.positions} positions")
         return self
 
     @property
@@ -126,6 +208,19 @@ class TrainingPlan(Message):
         """First and last trained encoder layer when ``trainable`` is a range, else None."""
         found = re.fullmatch(r"layers:(\d+)-(\d+)", self.trainable)
         return (int(found[1]), int(found[2])) if found else None
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapters that the plan puts on the model and trains, if it does."""
+        if self.trainable not in ("lora", "ffa-lora"):
+            return None
+        return Adapter(rank=self.lora_rank, alpha=self.lora_alpha, frozen_a=self.trainable == "ffa-lora")
+
+    @property
+    def annotation(self) -> Annotation | None:
+        """What the task needs every row to have besides its text."""
+        needs: dict[str, Annotation] = {"classification": "label", "ner": "tags"}
+        return needs.get(self.task)
 
     @property
     def total_steps(self) -> int:
@@ -137,11 +232,42 @@ class TrainingPlan(Message):
         """DP-SGD steps that the noise is calibrated for: every round, and every retry the plan allows."""
         return (self.rounds + self.retries) * self.local_steps
 
+    @property
+    def evaluated_rounds(self) -> tuple[int, ...]:
+        """Before which rounds the global model is evaluated on private rows; ``rounds`` stands for the finished model."""
+        if not self.holdout:
+            return ()
+        return (*(range(0, self.rounds, self.evaluate_every) if self.evaluate_every else ()), self.rounds)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations that are paid for; a repeated one takes the place of a later one."""
+        return len(self.evaluated_rounds)
+
+    @property
+    def paid_orders(self) -> int:
+        """Trainings and evaluations that an owner's ledger lets this plan pay for."""
+        return self.rounds + self.retries + self.evaluations
+
     def sample_rate(self, declared_size: int) -> float:
-        """Poisson rate q at an owner: expected batch over *declared* (public) size. Raises PlanError when q > 1."""
-        if self.batch_size > declared_size:
-            raise PlanError(f"batch_size: {self.batch_size} is more than the corpus's declared size {declared_size}")
-        return self.batch_size / declared_size
+        """Poisson rate q at an owner: expected batch over the *declared* (public) number of units that are trained on.
+
+        Raises: PlanError when q > 1.
+        """
+        trained = declared_size * (1 - self.holdout)
+        if self.batch_size > trained:
+            kept = f" less a holdout of {self.holdout:.0%}" if self.holdout else ""
+            raise PlanError(f"batch_size: {self.batch_size} is more than the corpus's declared size {declared_size}{kept}")
+        return self.batch_size / trained
+
+    def check_suits(self, card: CorpusCard) -> None:
+        """Raise PlanError unless the corpus is large enough, and has what the task needs besides texts."""
+        self.sample_rate(card.declared_size)
+        if (needed := self.annotation) is not None and needed not in card.annotations:
+            raise PlanError(
+                f"task: {self.task} needs each row's {needed}, but the corpus was added without"
+                f" (`corpus add --{needed}-field` takes them from the owner's file)"
+            )
 
     def to_toml(self) -> str:
         """The plan as TOML; ``from_toml`` reads it back to the same digest."""

@@ -16,9 +16,9 @@ from fl_privacy.encryption.packing import plan_encoding
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.guard.enrolment import Enrolment, EnrolRequest
 from fl_privacy.learning.models import ModelBundle, new_bundle
+from fl_privacy.learning.private_counts import order_specs
 from fl_privacy.learning.tokenizer import build_vocabulary
-from fl_privacy.learning.trainable import specs_for
-from fl_privacy.messages import RoundOrder, Signed, sign
+from fl_privacy.messages import RoundOrder, Row, Signed, sign
 from fl_privacy.plan import TrainingPlan
 
 OWNERS = ("bank", "clinic", "school")
@@ -67,6 +67,11 @@ def texts(count: int, seed: int = 0) -> list[str]:
     """Sentences of a few Chinese words."""
     draw = random.Random(seed)
     return ["".join(draw.choices(WORDS, k=draw.randint(3, 8))) for _ in range(count)]
+
+
+def text_rows(count: int, seed: int = 0) -> list[Row]:
+    """The same sentences as rows."""
+    return [Row(text=text) for text in texts(count, seed)]
 
 
 def tiny_bundle(seed: int = 0) -> ModelBundle:
@@ -124,7 +129,7 @@ def order_for(
     **changes: Any,
 ) -> Signed:
     """A correct signed order for round 0 of a plan; ``changes`` make it wrong in one respect, ``signer`` signs it otherwise."""
-    cohort = tuple(sorted(plan.owners))
+    cohort, purpose = tuple(sorted(plan.owners)), changes.get("purpose", "train")
     fields: dict[str, Any] = {
         "plan": plan.digest(),
         "code": template.code_digest(template.render(sign(plan, key))),
@@ -133,9 +138,9 @@ def order_for(
         "round": 0,
         "attempt": 0,
         "model": plan.model.weights,
-        "tensors": specs_for(plan.model, plan.trainable),
+        "tensors": order_specs(plan, purpose),
         "cohort": cohort,
         "weights": (size,) * len(cohort),
-        "encoding": plan_encoding(plan, (size,) * len(cohort)),
+        "encoding": plan_encoding(plan, (size,) * len(cohort), purpose),
     }
     return sign(RoundOrder(**fields | changes), signer or key)

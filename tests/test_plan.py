@@ -41,7 +41,7 @@ def plan(**changes: Any) -> TrainingPlan:
         ({"delta": 0.5}, "delta"),
         ({"max_grad_norm": 0.0}, "max_grad_norm"),
         ({"mask_probability": 0.0}, "mask_probability"),
-        ({"max_length": 65}, "max_length: 65 is more than the model's positions"),
+        ({"max_length": 65}, "max_length: 65 is more than the model's 64 positions"),
         ({"max_length": 4}, "max_length"),
         ({"trainable": "layers:1-2"}, "trainable: layers:1-2 is not a range"),
         ({"trainable": "layers:1-0"}, "trainable: layers:1-0 is not a range"),
@@ -112,3 +112,51 @@ def test_a_plan_cannot_be_changed_in_place() -> None:
 
 def test_the_noise_is_calibrated_for_every_attempt_that_may_run() -> None:
     assert plan(rounds=5, retries=2, local_steps=10).paid_steps == 70
+
+
+@pytest.mark.parametrize(
+    ("changes", "rounds"),
+    [
+        ({"rounds": 5}, ()),
+        ({"rounds": 5, "holdout": 0.1}, (5,)),
+        ({"rounds": 5, "holdout": 0.1, "evaluate_every": 2}, (0, 2, 4, 5)),
+        ({"rounds": 4, "holdout": 0.1, "evaluate_every": 2}, (0, 2, 4)),
+        ({"rounds": 2, "holdout": 0.1, "evaluate_every": 9}, (0, 2)),
+    ],
+)
+def test_the_first_every_so_many_and_the_finished_model_are_evaluated(changes: dict[str, Any], rounds: tuple[int, ...]) -> None:
+    made = plan(**changes, retries=1)
+    assert made.evaluated_rounds == rounds and made.evaluations == len(rounds)
+    assert made.paid_orders == changes["rounds"] + 1 + len(rounds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"evaluate_every": 1}, "evaluate_every: there is nothing to evaluate on"),
+        ({"holdout": 0.51}, "holdout"),
+        ({"holdout": -0.1}, "holdout"),
+        ({"evaluation_noise": 0.0}, "evaluation_noise"),
+        ({"evaluation_bound": 0.0}, "evaluation_bound"),
+        ({"max_length": 7}, "max_length"),  # of which the default of evaluation_bound is made
+    ],
+)
+def test_a_bad_evaluation_is_refused_by_name(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        plan(**changes)
+
+
+def test_the_sample_rate_is_over_what_is_trained_on() -> None:
+    made = plan(holdout=0.25, batch_size=75)
+    assert made.sample_rate(200) == 0.5
+    assert plan(batch_size=75).sample_rate(200) == 0.375
+    assert made.sample_rate(100) == 1.0
+    with pytest.raises(PlanError, match="batch_size: 75 is more than the corpus's declared size 99 less a holdout of 25%"):
+        made.sample_rate(99)
+
+
+def test_the_bound_of_an_evaluation_is_written_into_the_plan_and_fits_the_task() -> None:
+    made = plan(max_length=64, mask_probability=0.15)
+    assert made.evaluation_bound == 15.36 and "evaluation_bound = 15.36" in made.to_toml()
+    assert plan(max_length=32).evaluation_bound == 7.68
+    assert plan(evaluation_bound=3).evaluation_bound == 3.0

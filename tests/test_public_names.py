@@ -10,6 +10,7 @@ import pytest
 import fl_privacy
 
 PINNED = {
+    "AuditReport",
     "AuditResult",
     "FedAvg",
     "Federation",
@@ -22,8 +23,10 @@ PINNED = {
     "TrainingPlan",
     "Watcher",
     "audit_export",
+    "audit_ledgers",
     "load_bundle",
     "read_plan",
+    "read_signed_registry",
 }
 
 

@@ -21,7 +21,7 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 def plan(**fields: object) -> TrainingPlan:
     model = ModelSpec(
         source="none",
-        architecture=json.dumps({"model_type": "bert", "num_hidden_layers": 2}),
+        architecture=json.dumps({"model_type": "bert", "num_hidden_layers": 2, "max_position_embeddings": 64}),
         vocabulary="1" * 64,
         weights="2" * 64,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -10,18 +11,20 @@ import torch
 
 from fl_privacy.learning.models import ModelBundle, new_bundle
 from fl_privacy.learning.tokenizer import build_vocabulary
+from fl_privacy.messages import Row
 from fl_privacy.parameters import Parameters, from_bytes
-from fl_privacy.plan import TrainingPlan
+from fl_privacy.plan import Head, TrainingPlan
 from fl_privacy.privacy.randomness import OwnerRandomness
 
 WHO = ("病人", "李老师", "那位客户", "新来的学生", "张工程师")
 WHAT = ("今天上午头痛发热", "需要修改密码", "已经交了作业", "在门诊等了很久以后终于见到了医生", "想退款3次")
 HOW = ("。", ",但是没有人回答。", ",所以请尽快处理这件事情。")
 SENTENCES = tuple("".join(parts) for parts in product(WHO, WHAT, HOW))
+ROWS = tuple(Row(text=text) for text in SENTENCES)
 VOCABULARY = build_vocabulary(SENTENCES, 120)
 
 
-def tiny_bundle(seed: int = 0, **changes: Any) -> ModelBundle:
+def tiny_bundle(seed: int = 0, head: Head = "mlm", labels: Sequence[str] = (), **changes: Any) -> ModelBundle:
     """Two layers of width 16; dropout only if asked for."""
     config: dict[str, Any] = {
         "hidden_size": 16,
@@ -33,7 +36,7 @@ def tiny_bundle(seed: int = 0, **changes: Any) -> ModelBundle:
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.3,  # large, so that no gradient is near zero
     }
-    return new_bundle(config | changes, VOCABULARY, seed, "tiny")
+    return new_bundle(config | changes, VOCABULARY, seed, "tiny", head, labels)
 
 
 def tiny_plan(bundle: ModelBundle, **changes: Any) -> TrainingPlan:
@@ -41,6 +44,7 @@ def tiny_plan(bundle: ModelBundle, **changes: Any) -> TrainingPlan:
     fields: dict[str, Any] = {
         "name": "tiny",
         "purpose": "a plan for tests only",
+        "task": bundle.spec.head,
         "model": bundle.spec,
         "owners": ("clinic", "school", "desk"),
         "rounds": 2,

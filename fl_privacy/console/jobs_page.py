@@ -63,7 +63,7 @@ class _JobsView:
 
         async def pause() -> None:
             title, note = visit.say("pause?"), visit.say("pause note")
-            if (reason := await visit.confirm(title, note, visit.say("pause"), "bad", reason=True)) is not None:
+            if (reason := await visit.confirm(title, note, visit.say("pause"), "bad", visit.reason)) is not None:
                 await visit.act(visit.say("done pause"), visit.desk.pause, reason)
 
         async def resume() -> None:
@@ -89,7 +89,7 @@ class _JobCard:
 
         async def stop() -> None:
             title, note = visit.say("stop?"), visit.say("stop note")
-            if (reason := await visit.confirm(title, note, visit.say("stop"), "bad", reason=True)) is not None:
+            if (reason := await visit.confirm(title, note, visit.say("stop"), "bad", visit.reason)) is not None:
                 await visit.act(visit.say("done stop"), visit.desk.stop_job, job["order"], reason)
 
         with parts.box("job"):

@@ -1,17 +1,19 @@
-"""Who the owners are: fingerprints to be compared by telephone, who has signed, and the names of the encryption keys."""
+"""Who the owners are: fingerprints to be compared by telephone, who has signed, the names of the encryption keys; and what this
+owner's guard is: its sandbox, code, policy and approvals."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from fl_privacy.console import parts
+from fl_privacy.console import guard_card, parts
 from fl_privacy.console.visit import Visit
 
 
 async def draw(visit: Visit) -> None:
-    """The registry."""
-    status = await visit.ask(visit.desk.status)
+    """The registry, and this owner's own guard."""
+    status = visit.status
     registry = await visit.ask(visit.desk.registry)
     with visit.fresh():
         parts.text(visit.say("owners"), "page-title").props('role=heading aria-level="1"')
@@ -25,6 +27,7 @@ async def draw(visit: Visit) -> None:
                 parts.text(status["signing_key"], "mono digits")
                 parts.text(visit.say("fingerprint"), "small muted")
                 parts.text(status["fingerprint"], "mono digits")
+        guard_card.draw(visit, status, int(time.time()))
 
 
 def _registry(visit: Visit, registry: Any, told: Mapping[str, Any]) -> None:

@@ -62,19 +62,19 @@ def _buttons(visit: Visit, request: RequestLike, report: Report) -> None:
     async def approve() -> None:
         note = visit.say("approve cost", **_cost(report))
         title = visit.say("approve?", number=request.number)
-        if await visit.confirm(title, note, visit.say("approve"), "good") is not None:
+        if (days := await visit.confirm(title, note, visit.say("approve"), "good", visit.days)) is not None:
             done = visit.say("done approve", number=request.number)
-            await visit.act(done, visit.desk.approve, request.number, request.digest)
+            await visit.act(done, visit.desk.approve, request.number, request.digest, int(days))
 
     async def deny() -> None:
         title, note = visit.say("deny?", number=request.number), visit.say("reason read")
-        if (reason := await visit.confirm(title, note, visit.say("deny"), "bad", reason=True)) is not None:
+        if (reason := await visit.confirm(title, note, visit.say("deny"), "bad", visit.reason)) is not None:
             done = visit.say("done deny", number=request.number)
             await visit.act(done, visit.desk.deny, request.number, request.digest, reason)
 
     async def revoke() -> None:
         title, note = visit.say("revoke?", number=request.number), visit.say("revoke note")
-        if (reason := await visit.confirm(title, note, visit.say("revoke"), "bad", reason=True)) is not None:
+        if (reason := await visit.confirm(title, note, visit.say("revoke"), "bad", visit.reason)) is not None:
             done = visit.say("done revoke", number=request.number)
             await visit.act(done, visit.desk.revoke, request.number, request.digest, reason)
 

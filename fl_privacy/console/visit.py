@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from nicegui import ui
 
@@ -21,6 +22,17 @@ CSS = (Path(__file__).parent / "console.css").read_text(encoding="utf-8")
 P = ParamSpec("P")
 T = TypeVar("T")
 Draw = Callable[["Visit"], Awaitable[None]]
+MOST_DAYS = 36_500  # that the guard lets an approval hold
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a dialog asks for besides a yes; ``complaint`` says what is wrong with an answer, None if nothing is."""
+
+    label: str
+    complaint: Callable[[str], str | None]
+    value: str = ""
+    keyboard: Literal["text", "numeric"] = "text"
 
 
 class Visit:
@@ -30,7 +42,12 @@ class Visit:
         self.desk = desk
         self._doorkeeper, self._session, self._path = doorkeeper, session, path
         self._draw: Draw | None = None
-        self.paused: str | None = None  # the reason why the datasite takes no orders
+        self.status: Mapping[str, Any] = {}  # the guard at a glance, as of the last drawing
+
+    @property
+    def paused(self) -> str | None:
+        """The reason why the datasite takes no orders, if it takes none."""
+        return self.status.get("paused")
 
     def say(self, key: str, **values: object) -> str:
         """A label in the session's language."""
@@ -72,7 +89,7 @@ class Visit:
         if self._draw is None:
             return
         try:
-            self.paused = (await self.ask(self.desk.status)).get("paused")
+            self.status = await self.ask(self.desk.status)
             await self._draw(self)
         except FlPrivacyError as problem:
             with self.fresh():
@@ -87,20 +104,33 @@ class Visit:
                 parts.notice(self.say("paused", reason=self.paused), "warn")
         return self._body
 
-    async def confirm(self, title: str, note: str, action: str, level: str, reason: bool = False) -> str | None:
-        """Ask before acting. Returns: the reason typed in (empty where none is asked for), or None when it was cancelled."""
+    @property
+    def reason(self) -> Question:
+        """Asks for a reason, which must be given."""
+        return Question(self.say("reason"), lambda told: None if told else self.say("reason needed"))
+
+    @property
+    def days(self) -> Question:
+        """Asks how long an approval holds; what the policy says is there already."""
+
+        def complaint(told: str) -> str | None:
+            is_fine = told.isascii() and told.isdecimal() and len(told) <= 5 and 1 <= int(told) <= MOST_DAYS
+            return None if is_fine else self.say("days needed", most=MOST_DAYS)
+
+        return Question(self.say("days"), complaint, str(self.status["policy"]["approval_days"]), "numeric")
+
+    async def confirm(self, title: str, note: str, action: str, level: str, question: Question | None = None) -> str | None:
+        """Ask before acting. Returns: the answer (empty without a question), or None when it was cancelled."""
         with ui.dialog() as dialog, parts.box("dialog"):
             parts.text(title, "dialog-title").props('role=heading aria-level="2"')
             parts.text(note, "dialog-note")
-            field = (
-                ui.input(self.say("reason"), validation=self._some_reason).props("outlined maxlength=500") if reason else None
-            )
+            field = self._field(question) if question else None
 
             def agree() -> None:
                 if field is None:
                     dialog.submit("")
                 elif field.validate():
-                    dialog.submit(str(field.value).strip())
+                    dialog.submit(_typed(field.value))
 
             with parts.box("dialog-buttons"):
                 ui.button(self.say("cancel"), on_click=lambda: dialog.submit(None)).props("flat no-caps").classes("cancel")
@@ -110,8 +140,9 @@ class Visit:
         dialog.delete()
         return answer
 
-    def _some_reason(self, value: Any) -> str | None:
-        return None if str(value or "").strip() else self.say("reason needed")
+    def _field(self, question: Question) -> ui.input:
+        field = ui.input(question.label, value=question.value, validation=lambda value: question.complaint(_typed(value)))
+        return field.props(f"outlined maxlength=500 inputmode={question.keyboard}")
 
     def _header(self, tab: str) -> None:
         with ui.element("header").classes("top"), parts.box("top-inner"):
@@ -133,6 +164,10 @@ class Visit:
     def _switch(self) -> None:
         self._session.language = "en" if self._session.language == "zh" else "zh"
         ui.navigate.to(self._path)
+
+
+def _typed(value: Any) -> str:
+    return str(value or "").strip()
 
 
 def one_line(problem: FlPrivacyError) -> str:

@@ -18,6 +18,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "cancel": ("Cancel", "取消"),
     "reason": ("Reason", "理由"),
     "reason needed": ("Please give a reason.", "请填写理由。"),
+    "days": ("Days for which orders are admitted", "有效天数"),
+    "days needed": ("Give whole days, from 1 to {most}.", "请填写 1 至 {most} 之间的整数。"),
     "ended": ("Your session has ended. Log in again.", "会话已结束，请重新登录。"),
     "not shown": ("The console could not show this: {what}", "无法显示：{what}"),
     "of budget": ("of the budget is spent", "预算已消耗"),
@@ -203,6 +205,64 @@ WORDS: dict[str, tuple[str, str]] = {
         "密钥的公开名称，所有获得该密钥的参与方相同。",
     ),
     "signing key": ("Your public signing key", "本方签名公钥"),
+    # this guard
+    "this guard": ("This guard", "本方安全室"),
+    "network shut": ("workers: network shut (seccomp)", "训练进程：无网络（seccomp）"),
+    "network open": ("workers: network open, no seccomp", "训练进程：可访问网络，无 seccomp"),
+    "files shut": ("workers: files shut (Landlock)", "训练进程：无法打开文件（Landlock）"),
+    "files open": ("workers: files open, no Landlock", "训练进程：可打开文件，无 Landlock"),
+    "version": ("Installed", "已安装"),
+    "package": ("Digest of its files", "其文件摘要"),
+    "policy": ("Policy, whatever is approved (domain.toml)", "策略，优先于任何批准（domain.toml）"),
+    "policy minimal_cohort": ("Only sums over at least {value} owners.", "至少 {value} 方的总和才会开启。"),
+    "policy allow_ckks": (
+        "CKKS sums, which have no masks, are allowed: another owner together with the scientist can read single updates.",
+        "允许无掩码的 CKKS 求和：另一参与方与科研人员合谋可读取单个更新。",
+    ),
+    "policy no allow_ckks": ("CKKS sums, which have no masks, are refused.", "拒绝无掩码的 CKKS 求和。"),
+    "policy max_epsilon_per_request": ("At most epsilon {value} for one request.", "每项申请的 epsilon 至多 {value}。"),
+    "policy no max_epsilon_per_request": ("One request may ask for all of the budget.", "单项申请可用全部预算。"),
+    "policy max_epsilon_per_scientist": (
+        "At most epsilon {value} for all that one scientist's key ever orders.",
+        "同一科研人员公钥的全部指令，epsilon 至多 {value}。",
+    ),
+    "policy no max_epsilon_per_scientist": ("One scientist may use all of the budget.", "单个科研人员可用全部预算。"),
+    "policy tasks": ("Built-in tasks: {value}.", "内置任务：{value}。"),
+    "policy custom_tasks": (
+        "A scientist's own features and loss are allowed; you read them before approving.",
+        "允许科研人员自带特征和损失函数；批准前由您审阅。",
+    ),
+    "policy no custom_tasks": ("A scientist's own features and loss are refused.", "拒绝科研人员自带的特征和损失函数。"),
+    "policy model_types": ("Models: {value}.", "模型：{value}。"),
+    "policy trainable": ("What may be trained: {value}.", "可训练部分：{value}。"),
+    "policy require_isolation": (
+        "No training while a worker's sandbox lacks anything.",
+        "训练进程的沙箱不完整时不训练。",
+    ),
+    "policy no require_isolation": (
+        "Training goes on where the system lacks a part of the sandbox.",
+        "系统缺少部分沙箱功能时仍会训练。",
+    ),
+    "policy auto_approve_epsilon": (
+        "Built-in tasks of at most epsilon {value} are approved without you.",
+        "epsilon 不超过 {value} 的内置任务无需您批准。",
+    ),
+    "policy no auto_approve_epsilon": ("Nothing is approved without you.", "一切均须您批准。"),
+    "policy hours": ("Orders are admitted at {value}, local time.", "仅在当地时间 {value} 接受指令。"),
+    "policy no hours": ("Orders are admitted at any time.", "任何时间均接受指令。"),
+    "policy approval_days": (
+        "An approval admits orders for {value} days, unless you choose otherwise.",
+        "批准有效期为 {value} 天，您可另行设定。",
+    ),
+    "policy retention_days": (
+        "Uploads and results that no unopened order needs are deleted after {value} days.",
+        "未开启指令不再需要的上传和结果在 {value} 天后删除。",
+    ),
+    "approvals": ("Approvals", "批准"),
+    "no approvals": ("Nothing is approved.", "尚无批准。"),
+    "admits orders until": ("admits orders until", "有效期至"),
+    "without end": ("without end", "无期限"),
+    "expired": ("{when}: expired", "{when}：已过期"),
 }
 
 

@@ -8,17 +8,21 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from fl_privacy.datasite.front_desk import GUARD_SOCKET
 from fl_privacy.datasite.identity import DatasiteIdentity
 from fl_privacy.datasite.launch import Datasite
-from fl_privacy.errors import FlPrivacyError, HomeError
+from fl_privacy.errors import ConnectionFailed, FlPrivacyError, HomeError
 from fl_privacy.guard.client import GuardClient
 from fl_privacy.messages import CorpusCard
 
 
-def serve(home: Path, port: int | None) -> None:
-    """Start the datasite of a prepared home, publish its owner's mock rows, and wait. Raises: HomeError, ConnectionFailed."""
+def serve(home: Path, port: int | None) -> NoReturn:
+    """Start the datasite of a prepared home, publish its owner's mock rows, and wait.
+
+    Raises: HomeError, ConnectionFailed, also when the datasite ends by itself: systemd starts again what failed.
+    """
     if GUARD_SOCKET not in os.environ:
         raise HomeError(f"{GUARD_SOCKET} is not set; it names the guard's front socket")
     guard = Path(os.environ[GUARD_SOCKET])
@@ -27,7 +31,7 @@ def serve(home: Path, port: int | None) -> None:
 
         cards = [CorpusCard.model_validate(card) for card in GuardClient(guard).call("GET", "/v1/corpora")]
         accounts.publish_corpus(accounts.login_owner(datasite), cards)
-        datasite.wait()
+        raise ConnectionFailed(f"the datasite ended by itself (exit status {datasite.wait()}); see {datasite.log}")
 
 
 if __name__ == "__main__":

@@ -77,4 +77,5 @@ def _reference(card: CorpusCard) -> dict[str, Any]:
 
 
 def _mock(card: CorpusCard) -> dict[str, Any]:
-    return {"owner": card.owner, "corpus": card.corpus, "declared_size": card.declared_size, "rows": list(card.mock_rows)}
+    rows = [row.model_dump(mode="json", exclude_none=True) for row in card.mock_rows]
+    return {"owner": card.owner, "corpus": card.corpus, "declared_size": card.declared_size, "rows": rows}

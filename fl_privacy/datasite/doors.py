@@ -1,7 +1,7 @@
 """The two doors of Syft through which anybody may knock, rebuilt: log-in and signed calls.
 
-Stock decodes whatever arrives before it looks at the signature, lets every key call, tells wrong e-mails from wrong passwords
-by the time that it takes, and never tires of guesses.
+Stock decodes whatever arrives before it looks at the signature, in its own process, which a damaged message ends; it lets every
+key call, tells wrong e-mails from wrong passwords by the time that it takes, and never tires of guesses.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 import anyio
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from syft.client.api import SignedSyftAPICall, SyftAPICall, SyftAPIData
-from syft.serde.deserialize import _deserialize as deserialize
-from syft.serde.recursive import combine_bytes, recursive_scheme
+from syft.client.api import SyftAPICall, SyftAPIData
 from syft.serde.serialize import _serialize as serialize
+from syft.server.credentials import SyftVerifyKey
 from syft.service.response import SyftError
 from syft.service.user.user import UserPrivateKey, check_pwd, salt_and_hash_password
 from syft.service.user.user_roles import ServiceRole
 from syft.types.errors import SyftException
 
+from fl_privacy.datasite.envelope import read_envelope
 from fl_privacy.datasite.limits import PER_KEY, Buckets, LoginThrottle, address_of, refuse
-from fl_privacy.errors import FlPrivacyError, MessageError, SignatureInvalid
+from fl_privacy.datasite.taster import Taster
+from fl_privacy.errors import FlPrivacyError, MessageError
 
 LOGINS_AT_ONCE = 2  # a password takes a core for a quarter of a second
 LONGEST_PASSWORD = 72  # bytes; bcrypt knows no more
-_ENVELOPE = {"credentials": "SyftVerifyKey", "serialized_message": "bytes", "signature": "bytes"}
 _log = logging.getLogger("fl_privacy.datasite")
 _log.setLevel(logging.WARNING)
 
@@ -39,7 +39,7 @@ def router(server: Any, keys: Buckets | None = None, throttle: LoginThrottle | N
     Args: server is Syft's; keys and throttle count calls by key and wrong log-ins.
     """
     counted, logins, routes = keys or Buckets("key", PER_KEY), throttle or LoginThrottle(), APIRouter()
-    at_once = anyio.CapacityLimiter(LOGINS_AT_ONCE)
+    at_once, taster = anyio.CapacityLimiter(LOGINS_AT_ONCE), Taster(functools.partial(_name, server))
 
     @routes.post("/api/v2/login", include_in_schema=False)
     async def login(request: Request) -> Response:
@@ -61,19 +61,20 @@ def router(server: Any, keys: Buckets | None = None, throttle: LoginThrottle | N
     async def api_call(request: Request) -> Response:
         blob = await request.body()
         try:
-            return _octets(await run_in_threadpool(_answer, server, counted, blob))
+            return _octets(await run_in_threadpool(_answer, server, counted, taster, blob))
         except FlPrivacyError as refusal:
             return refuse(refusal)
 
     return routes
 
 
-def _answer(server: Any, counted: Buckets, blob: bytes) -> Any:
+def _answer(server: Any, counted: Buckets, taster: Taster, blob: bytes) -> Any:
     call = read_envelope(blob)
     try:
         if server.get_role_for_credentials(call.credentials) == ServiceRole.GUEST:
             return _refusal(server, "this key belongs to no account of this datasite and has no access to it")
         counted.take(call.credentials.verify)
+        taster.taste(call.serialized_message, call.credentials.verify)
         if not isinstance(call.message, SyftAPICall):
             raise MessageError("the signed message is no call")
         return server.handle_api_call(api_call=call)
@@ -82,37 +83,6 @@ def _answer(server: Any, counted: Buckets, blob: bytes) -> Any:
     except Exception as problem:  # noqa: BLE001 - whatever a crafted message does to Syft; its text may quote private state
         _log.warning("a call could not be answered (%s)", type(problem).__name__)
         return _refusal(server, "the call could not be answered")
-
-
-def read_envelope(blob: bytes) -> SignedSyftAPICall:
-    """A signed call whose signature holds; the message inside is not decoded yet.
-
-    Raises: MessageError when the bytes are anything else than a key, a signature and a message, SignatureInvalid.
-    """
-    try:
-        with recursive_scheme.from_bytes(blob) as outer:  # with capnp's own limit, which Syft lifts
-            fields = {name: combine_bytes(data) for name, data in zip(outer.fieldsName, outer.fieldsData, strict=True)}
-            kind = outer.canonicalName
-        if kind != "SignedSyftAPICall" or {name: _kind(data) for name, data in fields.items()} != _ENVELOPE:
-            raise MessageError("the request is no signed call")
-        with recursive_scheme.from_bytes(fields["credentials"]) as key:
-            parts = [combine_bytes(data) for data in key.fieldsData]
-        if [_kind(part) for part in parts] != ["nacl_verify_key"]:
-            raise MessageError("the request carries no key")
-        call: SignedSyftAPICall = deserialize(blob, from_bytes=True)
-        valid = len(call.signature) == 64 and call.is_valid
-    except MessageError:
-        raise
-    except Exception:  # noqa: BLE001 - capnp raises its own kinds for damaged bytes
-        raise MessageError("the request is no signed call") from None
-    if not valid:
-        raise SignatureInvalid("the signature of the call does not verify")
-    return call
-
-
-def _kind(blob: bytes) -> str:
-    with recursive_scheme.from_bytes(blob) as message:
-        return str(message.canonicalName)
 
 
 def _credentials(body: bytes) -> tuple[str, str]:
@@ -137,6 +107,15 @@ def _account(server: Any, email: str, password: str) -> UserPrivateKey | None:
     fits = len(password.encode()) <= LONGEST_PASSWORD and "\0" not in password
     right = check_pwd(password if fits else "", _nobodys_hash() if user is None else user.hashed_password)
     return user.to(UserPrivateKey) if user is not None and fits and right else None
+
+
+def _name(server: Any, key: str) -> str:
+    """How the owner called an account; of the key (hex) only the beginning."""
+    users = server.services.user
+    account = users.stash.get_by_verify_key(
+        credentials=users.root_verify_key, verify_key=SyftVerifyKey.from_string(key)
+    ).unwrap()
+    return f"{account.name!r} (key {key[:12]})"
 
 
 @functools.cache

@@ -69,6 +69,8 @@ class Datasite:
         Args: timeout in seconds. Raises: HomeError when another datasite uses the home, ConnectionFailed when it does not
             come up.
         """
+        if self.exit_status is not None:
+            self.stop()  # jobs that outlived the former process
         lock = _lock(self.home / "datasite.lock")
         try:
             port = self._wanted_port or _free_port(self.home / PORT_FILE)
@@ -95,6 +97,11 @@ class Datasite:
             process.kill()
         _kill_group(process.pid)
         process.wait()
+
+    @property
+    def exit_status(self) -> int | None:
+        """Of a process that ended by itself (minus the signal's number, if one ended it); None while it runs."""
+        return None if self._process is None else self._process.poll()
 
     def wait(self) -> int:
         """Block until the process ends; returns its exit status."""

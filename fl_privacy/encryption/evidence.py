@@ -32,8 +32,9 @@ from fl_privacy.errors import (
     HomeError,
     SignatureInvalid,
 )
-from fl_privacy.messages import Message, OpenedSum, OpenRequest, RoundOrder, Signed, UpdateReceipt, open_signed
+from fl_privacy.messages import Message, OpenedSum, OpenRequest, Purpose, RoundOrder, Signed, UpdateReceipt, open_signed
 
+KEPT_IN: dict[Purpose, str] = {"train": "rounds", "evaluate": "evaluations"}  # the folders in a run's
 OPENERS = 2  # owners that must have opened a sum, to the same values, before it counts
 
 
@@ -47,6 +48,7 @@ class Openings(Message):
 class RoundVerification:
     """What was found true of one round: these owners' ciphertexts make this total, and the openers agree on its values."""
 
+    purpose: Purpose
     round: int
     attempt: int
     order: str  # digest R_t
@@ -108,24 +110,29 @@ def verify_round(folder: Path, registry: Registry) -> RoundVerification:
     openers, values = _check_openings(request, order, opened, registry)
     _check_file(evidence.values_path, values, f"the opened values of round {order.round}", "the scientist")
     return RoundVerification(
-        order.round, order.attempt, order.digest(), order.cohort, request.total, openers, values, bytes_added
+        order.purpose, order.round, order.attempt, order.digest(), order.cohort, request.total, openers, values, bytes_added
     )
 
 
 def round_folders(run: Path) -> list[Path]:
-    """The folders of a run's rounds, first round first. Raises: HomeError when there are none."""
-    found = sorted(path for path in (run / "rounds").glob("*") if re.fullmatch("[0-9]{3,4}", path.name) and path.is_dir())
+    """The folders of a run's rounds, first round first, then those of its evaluations. Raises: HomeError without any."""
+    found = [path for kept in KEPT_IN.values() for path in sorted((run / kept).glob("*")) if _is_numbered(path)]
     if not found:
         raise HomeError(f"{run} holds no rounds; give the folder that the scientist trained into (`train --out`)")
     return found
+
+
+def _is_numbered(path: Path) -> bool:
+    return path.is_dir() and re.fullmatch("[0-9]{3,4}", path.name) is not None
 
 
 def judge(folder: Path, registry: Registry) -> Verdict:
     """``verify_round`` as a value, for a report on all rounds; the folder must be named after the round that it proves."""
     try:
         found = verify_round(folder, registry)
-        if found.round != int(folder.name):
-            raise CohortMismatch(f"{folder} holds the evidence of round {found.round}")
+        if (folder.parent.name, int(folder.name)) != (KEPT_IN[found.purpose], found.round):
+            what = "round" if found.purpose == "train" else "the evaluation before round"
+            raise CohortMismatch(f"{folder} holds the evidence of {what} {found.round}")
     except FlPrivacyError as error:
         return Verdict(folder, None, error)
     return Verdict(folder, found, None)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from scipy.special import log_ndtr
 
 from fl_privacy.errors import CohortTooSmall, EncodingOverflow
-from fl_privacy.messages import CkksEncoding, Encoding, RoundOrder, first_problem
+from fl_privacy.messages import CkksEncoding, Encoding, Purpose, RoundOrder, first_problem
 from fl_privacy.parameters import count
 from fl_privacy.plan import MINIMAL_COHORT, TrainingPlan
 
@@ -24,6 +24,8 @@ Fields = NDArray[np.uint16]  # fields of one owner, below 2**value_bits
 DEGREE = 4096  # ring degree N: coefficients of one polynomial
 COEFF_BITS = 60  # one ciphertext prime q just below 2**60; with N = 4096 above 192-bit security (HE standard, 2018)
 MAXIMAL_COHORT = 100  # the largest sum that was measured to be exact
+COUNT_BITS = 16  # of each count of an evaluation
+HEADROOM = 6  # standard deviations of what is random in a count
 CHECKS = 2  # coefficients per ciphertext that prove the sum; see ``encryption.checks``
 DATA = DEGREE - CHECKS  # coefficients per ciphertext that carry fields
 GUARD_BITS = 1  # zeros below the fields of a coefficient, which noise beyond its margin would change
@@ -64,16 +66,34 @@ def choose_encoding(cohort_size: int, value_bits: int, value_range: float) -> En
         raise EncodingOverflow(f"no encoding: {first_problem(problem)}") from None
 
 
-def plan_encoding(plan: TrainingPlan, weights: Sequence[int]) -> Encoding | CkksEncoding:
+def plan_encoding(plan: TrainingPlan, weights: Sequence[int], purpose: Purpose = "train") -> Encoding | CkksEncoding:
     """The encoding that a plan implies for a cohort: updates of at most ``update_range``, weighted by at most the largest p_k.
 
-    BFV clips a weighted update, whose field is what overflows; CKKS clips before it weights.
+    BFV clips a weighted update, whose field is what overflows; CKKS clips before it weights. What is evaluated are counts per
+    unit that an owner is expected to hold out (``counts_range``), in 16 bits.
 
     Args: weights are the cohort's declared sizes. Raises: CohortTooSmall, EncodingOverflow.
     """
+    ranges, bits = [plan.update_range] * len(weights), plan.update_bits
+    if purpose == "evaluate":
+        ranges, bits = [counts_range(plan, weight) for weight in weights], COUNT_BITS
     if plan.encryption == "ckks":
-        return CkksEncoding(value_range=plan.update_range)
-    return choose_encoding(len(weights), plan.update_bits, plan.update_range * max(weights) / sum(weights))
+        return CkksEncoding(value_range=max(ranges))
+    weighted = (reach * weight for reach, weight in zip(ranges, weights, strict=True))
+    return choose_encoding(len(weights), bits, max(weighted) / sum(weights))
+
+
+def counts_range(plan: TrainingPlan, declared_size: int) -> float:
+    """A bound on one noised count of an evaluation at an owner, divided by the units that it is expected to hold out.
+
+    Of n expected units, ``round_down`` of the declared size hides up to a tenth and chance may hold out more (6 deviations of
+    a binomial); each adds at most ``evaluation_bound`` to a count, and the noise stays within 6 deviations, all but p < 1e-8.
+    A step of the 16 bits is (1.1 n + 6 sqrt(1.1 n) + 6 noise) / 32767 bounds, and the deviation of stochastic rounding at most
+    half of it: with noise 10, 1/480 of the noise's deviation for a thousand units held out, and half of that for 300 000.
+    """
+    expected = plan.holdout * declared_size
+    most = 1.1 * expected + HEADROOM * (math.sqrt(1.1 * expected) + plan.evaluation_noise)
+    return plan.evaluation_bound * most / expected
 
 
 def bfv_encoding(order: RoundOrder) -> Encoding:

@@ -15,7 +15,7 @@ from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.pause import check_running
 from fl_privacy.guard.policy import check_hours, check_plan
 from fl_privacy.guard.sandbox import Isolation
-from fl_privacy.learning.trainable import specs_for
+from fl_privacy.learning.private_counts import order_specs
 from fl_privacy.messages import CorpusCard, RoundOrder, Signed, open_signed
 from fl_privacy.plan import ATTEMPTS_PER_ROUND, TrainingPlan
 from fl_privacy.privacy.accounting import calibrate
@@ -23,15 +23,37 @@ from fl_privacy.privacy.entries import Spend
 
 
 def round_spend(plan: TrainingPlan, declared_size: int) -> Spend:
-    """What one attempt at one round costs at an owner; the noise is calibrated for the whole plan."""
-    rate = plan.sample_rate(declared_size)
-    sigma = calibrate(plan.target_epsilon, plan.delta, rate, plan.paid_steps, plan.accountant)
+    """What one training costs at an owner; the noise is calibrated for the whole plan, its evaluations included.
+
+    Raises: PlanError (batches larger than the corpus), PrivacyError (out of reach).
+    """
+    rate, evaluations = plan.sample_rate(declared_size), (evaluation_spend(plan),) * plan.evaluations
+    sigma = calibrate(plan.target_epsilon, plan.delta, rate, plan.paid_steps, plan.accountant, evaluations)
     return Spend(noise_multiplier=sigma, sample_rate=rate, steps=plan.local_steps)
 
 
+def evaluation_spend(plan: TrainingPlan) -> Spend:
+    """What one evaluation costs at an owner: one Gaussian mechanism on all held-out units."""
+    return Spend(noise_multiplier=plan.evaluation_noise, sample_rate=1.0, steps=1)
+
+
+def order_spend(order: RoundOrder, plan: TrainingPlan, declared_size: int) -> Spend:
+    """What an order costs at an owner that has to work for it. Raises: as ``round_spend``."""
+    return evaluation_spend(plan) if order.purpose == "evaluate" else round_spend(plan, declared_size)
+
+
 def plan_spends(plan: TrainingPlan, declared_size: int) -> list[Spend]:
-    """What the whole plan costs at an owner, one entry per paid round."""
-    return [round_spend(plan, declared_size)] * (plan.rounds + plan.retries)
+    """What the whole plan costs at an owner, one entry per paid order, trainings first."""
+    trainings = [round_spend(plan, declared_size)] * (plan.rounds + plan.retries)
+    return trainings + [evaluation_spend(plan)] * plan.evaluations
+
+
+def spends_by_round(plan: TrainingPlan, declared_size: int) -> list[list[Spend]]:
+    """What a plan has cost at an owner after each paid training, its evaluations until then included; the last is all of it."""
+    training, evaluation = round_spend(plan, declared_size), evaluation_spend(plan)
+    trainings = range(1, plan.rounds + plan.retries + 1)
+    evaluations = [sum(before < done for before in plan.evaluated_rounds) for done in trainings[:-1]] + [plan.evaluations]
+    return [[training] * done + [evaluation] * count for done, count in zip(trainings, evaluations, strict=True)]
 
 
 def decision_for(signed: Signed, approvals: Approvals) -> tuple[RoundOrder, Decision]:
@@ -60,7 +82,7 @@ def check_order(
     """Raise unless ``order`` is exactly what was approved, in turn, for a cohort that can hide one update.
 
     ``earlier`` are the orders of the same plan that this guard has admitted before, the latest last. Returns the plan.
-    Raises: NotApproved, PolicyRefused, OrderRefused, CohortTooSmall, KeyMissing.
+    Raises: NotApproved, PolicyRefused, OrderRefused, CohortTooSmall, KeyMissing, PlanError (the corpus does not suit it).
     """
     plan, card, registry = decision.training_plan, card_of(home), home.require_complete_registry()
     check_not_expired(decision, home)
@@ -74,11 +96,13 @@ def check_order(
         )
     if order.registry != registry.digest():
         raise OrderRefused("the order names another registry of owners than the one this owner vetted")
+    plan.check_suits(card)
     _check_cohort(order, plan, home.domain, card)
     _check_turn(order, plan, earlier)
-    if order.tensors != specs_for(plan.model, plan.trainable):
-        raise OrderRefused(f"the order's tensors are not the ones that `trainable = {plan.trainable}` gives")
-    if order.encoding != plan_encoding(plan, order.weights):
+    if order.tensors != order_specs(plan, order.purpose):
+        given = f"`trainable = {plan.trainable}` gives" if order.purpose == "train" else "an evaluation of this task counts"
+        raise OrderRefused(f"the order's tensors are not the ones that {given}")
+    if order.encoding != plan_encoding(plan, order.weights, order.purpose):
         raise OrderRefused("the order's encoding is not the one that the plan implies for this cohort")
     key_of(order, home)
     if order.round == 0 and order.model != plan.model.weights:
@@ -89,10 +113,15 @@ def check_order(
     return plan
 
 
-def check_paid_for(plan: TrainingPlan, trainings: int) -> None:
-    """Raise OrderRefused when as many ``trainings`` as the plan pays for were reserved at this owner before."""
-    if trainings >= plan.rounds + plan.retries:
-        raise OrderRefused(f"all {plan.rounds + plan.retries} trainings that the plan pays for have been used")
+def check_paid_for(order: RoundOrder, plan: TrainingPlan, reserved: Sequence[RoundOrder]) -> None:
+    """Raise OrderRefused when this owner has ``reserved`` as many orders of the same purpose as the plan pays for."""
+    used = sum(past.purpose == order.purpose for past in reserved)
+    paid, what = {
+        "train": (plan.rounds + plan.retries, "trainings"),
+        "evaluate": (plan.evaluations, "evaluations"),
+    }[order.purpose]
+    if used >= paid:
+        raise OrderRefused(f"all {paid} {what} that the plan pays for have been used")
 
 
 def _check_cohort(order: RoundOrder, plan: TrainingPlan, domain: Domain, card: CorpusCard) -> None:
@@ -114,10 +143,16 @@ def _check_cohort(order: RoundOrder, plan: TrainingPlan, domain: Domain, card: C
 
 
 def _check_turn(order: RoundOrder, plan: TrainingPlan, earlier: Sequence[RoundOrder]) -> None:
-    if order.round >= plan.rounds:
+    if order.purpose == "evaluate" and order.round not in plan.evaluated_rounds:
+        raise OrderRefused(f"the approved plan evaluates no model before round {order.round}")
+    if order.purpose == "train" and order.round >= plan.rounds:
         raise OrderRefused(f"round {order.round} is outside the approved {plan.rounds} rounds")
     if order.attempt >= ATTEMPTS_PER_ROUND:
         raise OrderRefused(f"attempt {order.attempt} is more than the {ATTEMPTS_PER_ROUND} that a round may take")
-    last = (earlier[-1].round, earlier[-1].attempt) if earlier else (-1, 0)
-    if (order.round, order.attempt) <= last:
-        raise OrderRefused(f"round {order.round} attempt {order.attempt} is not after round {last[0]} attempt {last[1]}")
+    if earlier and order.turn <= earlier[-1].turn:
+        raise OrderRefused(f"{_named(order)} is not after {_named(earlier[-1])}")
+
+
+def _named(order: RoundOrder) -> str:
+    what = "the evaluation before " if order.purpose == "evaluate" else ""
+    return f"{what}round {order.round} attempt {order.attempt}"

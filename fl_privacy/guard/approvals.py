@@ -59,7 +59,7 @@ class Decision(Message):
             "epsilon": plan.target_epsilon,
             "delta": plan.delta,
             "accountant": plan.accountant,
-            "rounds": plan.rounds + plan.retries,
+            "rounds": plan.paid_orders,
             "expires": self.expires,
             "reason": self.reason,
         }

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from fl_privacy.errors import DigestMismatch, MessageError, OrderRefused, TooLarge
-from fl_privacy.guard.files import disk_problems_named, write_atomically
+from fl_privacy.guard.files import disk_problems_named, sync_folder, write_atomically
 
 LARGEST_BLOB = 2 << 30  # bytes; BERT-base in float32 is 0.41e9
 INBOX_QUOTA = 16 << 30
-UPLOADER_QUOTA = 8 << 30  # of one scientist's key; its oldest blobs make room: a run uploads a model each round
+UPLOADER_QUOTA = 8 << 30  # of one scientist's key; its oldest unneeded blobs make room: a run uploads a model each round
 UPLOADER_COUNT = 256  # an upload of one byte takes a file and a directory entry, too
 CHECKED_EVERY = 64 << 20  # bytes of an upload between two looks at the quotas
 UPLOADER = ".uploader"  # of the small file beside a blob that names who brought it
 NOBODY = "0" * 64  # whose blobs those are that were brought without a name
+
+Held = Callable[[], AbstractContextManager[Set[str]]]
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class _Entry:
 class Blobs:
     """The two folders of one guard."""
 
-    def __init__(self, home: Path) -> None:
-        self.inbox, self.outbox = home / "inbox", home / "outbox"
+    def __init__(self, home: Path, held: Held) -> None:
+        """Args: held gives the names of the blobs that must stay, and lets no other be needed while its context lasts."""
+        self.inbox, self.outbox, self._held = home / "inbox", home / "outbox", held
         for folder in (self.inbox, self.outbox):
             for leftover in folder.glob("*.partial"):
                 leftover.unlink()
@@ -51,7 +56,7 @@ class Blobs:
         _check_name(sha256)
         _check_name(uploader)
         partial, digest, size = self.inbox / f"{sha256}.{uploader}.{secrets.token_hex(4)}.partial", hashlib.sha256(), 0
-        looked_at = self._make_room(uploader)
+        looked_at = await asyncio.to_thread(self._make_room, uploader)
         try:
             with (
                 disk_problems_named(self.inbox / sha256),
@@ -64,10 +69,10 @@ class Blobs:
                     digest.update(chunk)
                     file.write(chunk)
                     if size - looked_at > CHECKED_EVERY:
-                        looked_at = self._make_room(uploader, size)
+                        looked_at = await asyncio.to_thread(self._make_room, uploader, size)
                 file.flush()
                 os.fsync(file.fileno())
-            self._make_room(uploader, size)
+            await asyncio.to_thread(self._make_room, uploader, size)
             if digest.hexdigest() != sha256:
                 raise DigestMismatch(f"the uploaded bytes do not have the announced hash {sha256[:16]}…")
             write_atomically(self.inbox / f"{sha256}{UPLOADER}", uploader)
@@ -77,19 +82,17 @@ class Blobs:
         return size
 
     def _make_room(self, uploader: str, size: int = 0) -> int:
-        """Drop the uploader's oldest blobs until it is within its quota; returns ``size``.
+        """Drop the uploader's oldest blobs that no unopened order needs, until it is within its quota; returns ``size``.
 
         Raises: TooLarge when what is arriving does not fit all the same.
         """
-        entries = sorted(self._entries(), key=lambda entry: entry.used)
+        entries = list(self._entries())
         mine = [entry for entry in entries if entry.uploader == uploader]
-        while sum(entry.size for entry in mine) > UPLOADER_QUOTA or len(mine) > UPLOADER_COUNT:
-            oldest = next((entry for entry in mine if entry.whole), None)
-            if oldest is None:
-                raise TooLarge(f"one scientist's uploads may take {UPLOADER_QUOTA} bytes and {UPLOADER_COUNT} blobs here")
-            mine.remove(oldest)
-            entries.remove(oldest)
-            self.discard(oldest.name)
+        if _is_too_much(mine):
+            with self._held() as needed:
+                for entry in _spare(mine, needed):
+                    self.discard(entry.name)
+                    entries.remove(entry)
         if sum(entry.size for entry in entries) > INBOX_QUOTA:
             raise TooLarge("this guard's inbox is full; its owner can see who filled it")
         return size
@@ -144,6 +147,7 @@ class Blobs:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 size = file.tell()
             partial.replace(self.outbox / sha256)
+            sync_folder(self.outbox)  # what is signed next names it
         finally:
             partial.unlink(missing_ok=True)
         return sha256, size
@@ -155,6 +159,24 @@ class Blobs:
         if not path.is_file():
             raise MessageError(f"there is no blob {sha256[:16]}… to fetch here")
         return path
+
+
+def _is_too_much(entries: Sequence[_Entry]) -> bool:
+    return sum(entry.size for entry in entries) > UPLOADER_QUOTA or len(entries) > UPLOADER_COUNT
+
+
+def _spare(mine: Sequence[_Entry], needed: Set[str]) -> list[_Entry]:
+    """The oldest unneeded entries without which the others are within the quota. Raises: TooLarge; then nothing is spare."""
+    left, spare = list(mine), list[_Entry]()
+    for entry in sorted(mine, key=lambda entry: entry.used):
+        if entry.whole and entry.name not in needed and _is_too_much(left):
+            left.remove(entry)
+            spare.append(entry)
+    if _is_too_much(left):
+        kept = sum(entry.whole for entry in left)
+        why = f"; {kept} are needed by orders that are not opened yet, so finish their rounds first" if kept else ""
+        raise TooLarge(f"one scientist's uploads may take {UPLOADER_QUOTA} bytes and {UPLOADER_COUNT} blobs here{why}")
+    return spare
 
 
 def _check_name(sha256: str) -> None:

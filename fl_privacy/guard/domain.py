@@ -6,16 +6,17 @@ import re
 import tomllib
 from datetime import time
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fl_privacy.errors import HomeError
 from fl_privacy.messages import OwnerName, PrivacyUnit, first_problem
-from fl_privacy.plan import MINIMAL_COHORT
+from fl_privacy.plan import MINIMAL_COHORT, MODEL_TYPES, Head, ModelType
 
 Days = Annotated[int, Field(ge=1, le=36_500)]
 Epsilon = Annotated[float, Field(gt=0, le=100)]
+Trainable = Literal["all", "head", "layers", "lora", "ffa-lora"]
 
 
 def _window(text: str) -> str:
@@ -60,10 +61,10 @@ class Policy(_Section):
     allow_ckks: bool = False  # sums without masks: any other owner together with the scientist could read single updates
     max_epsilon_per_request: Epsilon | None = None  # a plan's target_epsilon
     max_epsilon_per_scientist: Epsilon | None = None  # all that was ever reserved for plans of one scientist's key
-    tasks: tuple[Literal["mlm"], ...] = ("mlm",)  # the built-in ones
+    tasks: tuple[Head, ...] = get_args(Head)  # the built-in ones
     custom_tasks: bool = False  # the scientist's own features and loss
-    model_types: tuple[Literal["bert"], ...] = ("bert",)
-    trainable: tuple[Literal["all", "head", "layers"], ...] = ("all", "head", "layers")
+    model_types: tuple[ModelType, ...] = MODEL_TYPES
+    trainable: tuple[Trainable, ...] = get_args(Trainable)
     require_isolation: bool = False  # refuse to train where the worker's sandbox lacks something
     auto_approve_epsilon: Epsilon | None = None  # built-in tasks with at most this target_epsilon need no owner at the desk
     hours: Annotated[str, AfterValidator(_window)] | None = None  # local time in which orders are admitted

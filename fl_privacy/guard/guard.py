@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
-from fl_privacy import template
+from fl_privacy import __version__, template
 from fl_privacy.encryption.registry import OwnerCard
 from fl_privacy.errors import CorpusError, NotApproved
 from fl_privacy.guard import sandbox
@@ -20,7 +21,7 @@ from fl_privacy.guard.orders import Orders
 from fl_privacy.guard.package import installed_package
 from fl_privacy.guard.pause import check_running, paused
 from fl_privacy.guard.policy import check_auto_approvable
-from fl_privacy.guard.retention import delete_old
+from fl_privacy.guard.retention import delete_old, held
 from fl_privacy.guard.review import Review, check_approvable, review
 from fl_privacy.guard.rounds import Rounds
 from fl_privacy.messages import CorpusCard, Signed, open_signed, public_hex, sign
@@ -36,8 +37,8 @@ class Guard:
         self.enrolment = Enrolment(home)
         self.isolation = sandbox.probe(home.folder / "domain.toml")
         self.approvals = Approvals(home)
-        self.blobs = Blobs(home.folder)
         self.orders = Orders(home.folder)
+        self.blobs = Blobs(home.folder, partial(held, self.orders, self.approvals))
         self.rounds = Rounds(home, self.approvals, self.blobs, self.orders, self.isolation)
         self.closing = Closing(home, self.approvals, self.blobs, self.orders)
         self._finish_refusals()
@@ -92,6 +93,7 @@ class Guard:
             "paused": paused(self.home),
             "sandbox": self.isolation.model_dump(),
             "package": installed_package(),
+            "version": __version__,
             "policy": self.home.domain.policy.model_dump(mode="json"),
             "decisions": [_told(decision) for decision in self.approvals.all()],
         }
@@ -149,7 +151,7 @@ class Guard:
 
     def tidy(self) -> int:
         """Delete blobs past ``retention_days``; returns how many."""
-        return delete_old(self.blobs, self.orders, self.home.domain.policy.retention_days)
+        return delete_old(self.blobs, self.orders, self.approvals, self.home.domain.policy.retention_days)
 
     def _approve(self, report: Review, reason: str, days: int | None) -> Decision:
         check_approvable(report)

@@ -165,7 +165,7 @@ class Orders:
     def _by_plan(self) -> dict[str, list[OrderFolder]]:
         admitted = [(folder.order, folder) for folder in self.all()]
         plans: dict[str, list[OrderFolder]] = {}
-        for order, folder in sorted(admitted, key=lambda pair: (pair[0].round, pair[0].attempt)):
+        for order, folder in sorted(admitted, key=lambda pair: pair[0].turn):
             plans.setdefault(order.plan, []).append(folder)
         return plans
 

@@ -1,9 +1,12 @@
-"""Old blobs go: models, ciphertexts and sums that no unopened order names. Ledger, receipts and orders stay for ever."""
+"""Old blobs go: models, ciphertexts and sums that no unopened order needs. Ledger, receipts and orders stay for ever."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from fl_privacy.guard.approvals import Approvals
 from fl_privacy.guard.blobs import Blobs
 from fl_privacy.guard.orders import OrderFolder, Orders
 from fl_privacy.messages import UpdateReceipt
@@ -11,11 +14,17 @@ from fl_privacy.messages import UpdateReceipt
 DAY = 86_400.0  # seconds
 
 
-def delete_old(blobs: Blobs, orders: Orders, days: int) -> int:
-    """Delete what has lain for more than ``days`` in inbox and outbox and that no unopened order names; returns how many."""
-    with orders.lock:  # or an order could be admitted whose model is deleted at this moment
+@contextmanager
+def held(orders: Orders, approvals: Approvals) -> Iterator[frozenset[str]]:
+    """The blobs that unopened orders need; no order is admitted meanwhile, or its model could be deleted at this moment."""
+    with orders.lock:
         latest = orders.latest()
-        needed = {name for folder in orders.all() for name in _needed(folder, folder in latest)}
+        yield frozenset(name for folder in orders.all() for name in _needed(folder, folder in latest, approvals))
+
+
+def delete_old(blobs: Blobs, orders: Orders, approvals: Approvals, days: int) -> int:
+    """Delete what has lain for more than ``days`` in inbox and outbox and that no unopened order needs; returns how many."""
+    with held(orders, approvals) as needed:
         old = time.time() - days * DAY
         found = 0
         for box in (blobs.inbox, blobs.outbox):
@@ -26,13 +35,15 @@ def delete_old(blobs: Blobs, orders: Orders, days: int) -> int:
         return found
 
 
-def _needed(folder: OrderFolder, is_latest: bool) -> list[str]:
+def _needed(folder: OrderFolder, is_latest: bool, approvals: Approvals) -> list[str]:
     """The blobs of an order that may still be opened: once it is closed, whatever came after it, or as its plan's latest."""
     if folder.is_opened or folder.is_revoked or folder.has_failed or not (folder.is_closed or is_latest):
         return []
     named = [folder.order.model]
     if folder.is_sealed:
         named.append(UpdateReceipt.parse(folder.receipt.body).ciphertext)
+    elif decision := approvals.of_plan(folder.order.plan):
+        named.append(decision.training_plan.model.vocabulary)
     if folder.is_closed:
         named.append(folder.closing.total)
     return named

@@ -8,9 +8,10 @@ from typing import Literal
 from fl_privacy import template
 from fl_privacy.errors import NotApproved, PlanError
 from fl_privacy.guard import wording
-from fl_privacy.guard.admission import plan_spends
+from fl_privacy.guard.admission import plan_spends, spends_by_round
 from fl_privacy.guard.findings import Finding, ordered, scan
 from fl_privacy.guard.home import GuardHome
+from fl_privacy.guard.labels import misfits
 from fl_privacy.guard.policy import refusals, scientist_refusal
 from fl_privacy.guard.sandbox import Isolation
 from fl_privacy.learning.custom_task import problems
@@ -21,7 +22,8 @@ CodeVerdict = Literal["template", "template with custom task", "custom code"]
 
 
 class Review(Message):
-    """A request, explained. ``epsilon_*`` are upper bounds at the ledger's delta, for adding or removing one unit.
+    """A request, explained. ``epsilon_*`` are upper bounds at the ledger's delta, for adding or removing one unit;
+    ``epsilon_by_round`` counts the evaluations until then, and its last entry all of them.
 
     ``verdict`` says what the code is. For "custom code" there is no plan, and nothing would be spent: the guard never runs it.
     ``findings`` are about the custom task or the custom code; ``diff`` compares custom code with the template.
@@ -75,6 +77,7 @@ class Review(Message):
 def review(code: str, home: GuardHome, card: CorpusCard, isolation: Isolation) -> Review:
     """Explain submitted code, whatever it is; nothing of it is run.
 
+    What it says about labels that the plan does not name is an exact count over private rows: for the owner only.
     Raises: PlanError when the plan does not suit this corpus; NotApproved when the plan is not for this owner.
     """
     try:
@@ -95,12 +98,13 @@ def _review_plan(code: str, signed: Signed, home: GuardHome, card: CorpusCard, i
     plan = open_signed(signed, TrainingPlan, signed.signer)
     if home.owner not in plan.owners:
         raise NotApproved(f"the plan is for {', '.join(plan.owners)}, not for {home.owner}")
+    plan.check_suits(card)
     spends = plan_spends(plan, card.declared_size)
     statement = home.ledger.statement()
-    by_round = tuple(home.ledger.forecast_in_period(spends[: i + 1]) for i in range(len(spends)))
+    by_round = tuple(home.ledger.forecast_in_period(spends) for spends in spends_by_round(plan, card.declared_size))
     too_much = scientist_refusal(home, signed.signer, spends)
     return Review(
-        verdict="template" if plan.task == "mlm" else "template with custom task",
+        verdict="template" if plan.task != "custom" else "template with custom task",
         findings=_task_findings(plan.custom_task),
         sentence=wording.sentence(plan, card, statement, by_round[-1], home.ledger.forecast(spends)),
         plan=plan,
@@ -108,7 +112,7 @@ def _review_plan(code: str, signed: Signed, home: GuardHome, card: CorpusCard, i
         scientist=signed.signer,
         code=code,
         code_sha256=template.code_digest(code),
-        words=tuple(wording.plan_in_words(plan, signed.signer, card, statement.unit)),
+        words=(*wording.plan_in_words(plan, signed.signer, card, statement.unit), *_labels_in_words(home, card, plan)),
         noise_multiplier=spends[0].noise_multiplier,
         sample_rate=spends[0].sample_rate,
         epsilon_by_round=by_round,
@@ -120,6 +124,11 @@ def _review_plan(code: str, signed: Signed, home: GuardHome, card: CorpusCard, i
         period_days=statement.period_days,
         refused_by_policy=(*refusals(plan, home.domain.policy, isolation), *([too_much] if too_much else [])),
     )
+
+
+def _labels_in_words(home: GuardHome, card: CorpusCard, plan: TrainingPlan) -> list[str]:
+    found = misfits(home, card, plan)
+    return [] if found is None else [wording.labels_in_words(plan, found.rows, found.of)]
 
 
 def _review_foreign(code: str, home: GuardHome, difference: str) -> Review:

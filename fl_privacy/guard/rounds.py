@@ -22,14 +22,15 @@ from fl_privacy.encryption.agreement import commit
 from fl_privacy.encryption.secret_sum import protect_update
 from fl_privacy.errors import FlPrivacyError, OrderFailed, OrderRefused, to_wire
 from fl_privacy.guard import sandbox, worker
-from fl_privacy.guard.admission import check_order, check_paid_for, decision_for, key_of, round_spend
+from fl_privacy.guard.admission import check_order, check_paid_for, decision_for, key_of, order_spend
 from fl_privacy.guard.approvals import Approvals
 from fl_privacy.guard.blobs import Blobs
-from fl_privacy.guard.corpus import card_of, check_digest
+from fl_privacy.guard.corpus import card_of, check_digest, holdout_key
 from fl_privacy.guard.files import write_atomically, write_json
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.orders import OrderFolder, Orders, move_update
 from fl_privacy.guard.policy import check_scientist
+from fl_privacy.learning.local_evaluation import STEPS
 from fl_privacy.messages import RoundOrder, Signed, UpdateReceipt, sign
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.entries import Spend
@@ -70,10 +71,10 @@ class Rounds:
                 folder.create(signed)
                 move_update(source, folder)
             else:
-                spend = self._pay(folder, signed, plan, earlier)
+                spend = self._pay(folder, signed, order, plan, earlier)
             for past in earlier:
                 self._abandon(past)
-            self._steps[folder.digest] = (0, plan.local_steps)
+            self._steps[folder.digest] = (0, plan.local_steps if order.purpose == "train" else STEPS)
         threading.Thread(target=self._work, args=(folder, order, plan, spend), name=f"order-{folder.digest[:8]}").start()
         return self.state(folder.digest)
 
@@ -120,12 +121,14 @@ class Rounds:
         for digest in list(self._pids):
             self._kill_worker(digest)
 
-    def _pay(self, folder: OrderFolder, signed: Signed, plan: TrainingPlan, earlier: Sequence[OrderFolder]) -> Spend:
-        """Admit an order that needs training. Raises: OrderRefused, BudgetExceeded, CorpusError; then it is not admitted."""
+    def _pay(
+        self, folder: OrderFolder, signed: Signed, order: RoundOrder, plan: TrainingPlan, earlier: Sequence[OrderFolder]
+    ) -> Spend:
+        """Admit an order that needs work. Raises: OrderRefused, BudgetExceeded, CorpusError; then it is not admitted."""
         ledger = self.home.ledger
-        check_paid_for(plan, sum(past.digest in ledger.orders for past in earlier))
+        check_paid_for(order, plan, [past.order for past in earlier if past.digest in ledger.orders])
         check_digest(self.home)
-        spend = round_spend(plan, card_of(self.home).declared_size)
+        spend = order_spend(order, plan, card_of(self.home).declared_size)
         check_scientist(self.home, signed.signer, spend)
         folder.create(signed)
         try:
@@ -201,6 +204,8 @@ class Rounds:
             update=str(folder.update),
             unit=home.ledger.opening.unit,
             require_isolation=home.domain.policy.require_isolation,
+            purpose=order.purpose,
+            holdout_key=holdout_key(home).hex() if plan.holdout else "",
         )
         worker.run(
             job,
@@ -247,6 +252,8 @@ class Rounds:
                 epsilon_budget=statement.epsilon_budget,
                 delta=statement.delta,
                 ledger_head=statement.head,
+                period_days=statement.period_days,
+                epsilon_in_period=statement.epsilon_in_period,
             )
             write_atomically(folder.path / "receipt.json", sign(receipt, home.identity.signing_key).canonical())
 
@@ -260,11 +267,11 @@ class Rounds:
 def reusable(order: RoundOrder, earlier: Sequence[OrderFolder]) -> OrderFolder | None:
     """The earlier order whose trained update ``order`` may take over at no cost, if there is one.
 
-    Only the last one, at the same round, from the same model, and only while no survivor list was signed for its update: then
-    its self-mask will never be revealed, and what it sent stays uniformly random to everybody.
+    Only the last one, at the same round, for the same purpose, from the same model, and only while no survivor list was signed
+    for its update: then its self-mask will never be revealed, and what it sent stays uniformly random to everybody.
     """
     if not earlier:
         return None
     last, past = earlier[-1], earlier[-1].order
-    is_same_training = (past.round, past.model, past.tensors) == (order.round, order.model, order.tensors)
-    return last if is_same_training and last.is_sealed and not last.is_closed and last.update.exists() else None
+    is_same_work = (past.turn[:2], past.model, past.tensors) == (order.turn[:2], order.model, order.tensors)
+    return last if is_same_work and last.is_sealed and not last.is_closed and last.update.exists() else None

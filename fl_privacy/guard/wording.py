@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from fl_privacy.messages import CorpusCard, LedgerStatement
+from fl_privacy.parallel_composition import ASSUMPTION
 from fl_privacy.plan import TrainingPlan
 
+SHOWN = 40  # labels of a plan; its signed text has all
 UNITS = {"record": "one record (one row)", "subject": "all records of one person"}
 
 
@@ -19,10 +21,11 @@ def plan_in_words(plan: TrainingPlan, scientist: str, card: CorpusCard, unit: st
         f"What is read: {_read(plan, card)}; each record that is read is cut to {plan.max_length} tokens and {_use(plan)}.",
         f"What is trained: {trained_layers(plan)} of {plan.model.source}; {plan.rounds} rounds of {plan.local_steps} steps"
         + (f", and up to {plan.retries} rounds repeated." if plan.retries else "."),
+        *_what_is_evaluated(plan),
         *_what_leaves(plan),
         f"Protection: (epsilon, delta)-differential privacy. {UNITS[unit].capitalize()} more or less changes the probability of"
         f" whatever is released by a factor of at most e^{plan.target_epsilon:g}, and by {plan.delta:g} besides, all rounds"
-        " together.",
+        f"{' and evaluations' if plan.evaluations else ''} together.",
     ]
 
 
@@ -30,7 +33,21 @@ def trained_layers(plan: TrainingPlan) -> str:
     """Which layers an update holds."""
     if plan.layers:
         return f"encoder layers {plan.layers[0]} to {plan.layers[1]} and the prediction head"
+    if plan.adapter:
+        head = "" if plan.annotation is None else " and the prediction head"
+        return f"low-rank adapters (rank {plan.adapter.rank}) of every layer{head}"
     return {"all": "all layers", "head": "only the prediction head"}[plan.trainable]
+
+
+def labels_in_words(plan: TrainingPlan, misfits: int, rows: int) -> str:
+    """Which labels are learnt, and how many of the owner's rows have others: an exact number, which nobody else is told."""
+    labels, more = ", ".join(map(repr, plan.model.labels[:SHOWN])), len(plan.model.labels) - SHOWN
+    labels += f" and {more} more" if more > 0 else ""
+    kind = "a label" if plan.task == "classification" else "a kind of entity"
+    return (
+        f"What is learnt: {labels}. Only you are told: {misfits} of your {rows} rows have {kind} that is not among these; such"
+        " rows change nothing in the model, though they may be sampled."
+    )
 
 
 def sentence(plan: TrainingPlan, card: CorpusCard, statement: LedgerStatement, epsilon_after: float, total: float) -> str:
@@ -43,12 +60,14 @@ def sentence(plan: TrainingPlan, card: CorpusCard, statement: LedgerStatement, e
     trainings = plan.rounds + plan.retries
     sentences = [
         f"If {card.owner} approves this plan, its guard may release at most {trainings} different updates of"
-        f" {trained_layers(plan)}, each with random noise added before it leaves.",
+        f" {trained_layers(plan)}{_and_counts(plan)}, each with random noise added before it leaves.",
         f"Whatever anyone concludes from all of them together - the scientist, the other owners, whoever gets the model later,"
         f" with any other knowledge - the probability of that conclusion is at most {told} times as"
         f" large (epsilon {plan.target_epsilon:g}) as it would be if {UNITS[statement.unit]} had not been in the corpus, apart"
         f" from an additional probability of {plan.delta:g} (delta); and the same the other way round.",
         _against_the_budget(card.owner, statement, epsilon_after, total),
+        f"The same epsilon and delta hold for all that the {len(plan.owners)} owners release under this plan together, provided"
+        f" that {ASSUMPTION}; for a person with records at several, they add up.",
         f"Not covered: {_not_covered(plan, statement.unit)}.",
     ]
     return " ".join(sentences)
@@ -68,16 +87,39 @@ def _against_the_budget(owner: str, statement: LedgerStatement, epsilon_after: f
 
 
 def _read(plan: TrainingPlan, card: CorpusCard) -> str:
-    share = f"a random {plan.batch_size / card.declared_size:.1%} of them a step"
+    rate = plan.sample_rate(card.declared_size)
+    share = f"a random {rate:.1%} of {'those that are not held out' if plan.holdout else 'them'} a step"
     if card.unit == "record":
         return f"about {card.declared_size} records, {share}"
     return f"the records of about {card.declared_size} persons, {share} and of each of these one record, drawn anew each time"
 
 
 def _use(plan: TrainingPlan) -> str:
-    if plan.task == "custom":
-        return "handed, one at a time, to the scientist's own features and loss (code below)"
-    return "used to guess masked characters (masked language model)"
+    return {
+        "custom": "handed, one at a time, to the scientist's own features and loss (code below)",
+        "mlm": "used to guess masked characters (masked language model)",
+        "clm": "used to guess each next token (causal language model)",
+        "classification": "used with its label, to guess the label from the text",
+        "ner": "used with its tags, to find and name entities in the text",
+    }[plan.task]
+
+
+def _what_is_evaluated(plan: TrainingPlan) -> list[str]:
+    if not plan.evaluations:
+        return []
+    models = "the finished model is" if plan.evaluations == 1 else f"{plan.evaluations} models, the finished one too, are"
+    return [
+        f"What is evaluated: {plan.holdout:.0%} of the corpus, chosen by a secret key of this owner, is never trained on. On it"
+        f" {models} tried, and guesses are counted: right and wrong ones, and how sure they were. The counts leave as updates"
+        " do: only the sum over the owners is opened. What one record or person adds to them is cut to a length of"
+        f" {plan.evaluation_bound:g}; each has noise of standard deviation {plan.evaluation_noise * plan.evaluation_bound:g}."
+    ]
+
+
+def _and_counts(plan: TrainingPlan) -> str:
+    if not plan.evaluations:
+        return ""
+    return f" and {plan.evaluations} {'list' if plan.evaluations == 1 else 'lists'} of counts on held-out records"
 
 
 def _what_leaves(plan: TrainingPlan) -> list[str]:
@@ -98,7 +140,8 @@ def _what_leaves(plan: TrainingPlan) -> list[str]:
 def _not_covered(plan: TrainingPlan, unit: str) -> str:
     exceptions = [
         "what holds for many records alike, which is what training is for",
-        "that this owner takes part, the corpus's rounded size, and how long training takes",
+        "that this owner takes part, the corpus's rounded size, and how long training takes"
+        + (" (and evaluating)" if plan.evaluations else ""),
         "a guard, computer or key that is not under the owner's control any more",
     ]
     if unit == "record":

@@ -12,18 +12,22 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from fl_privacy.errors import FlPrivacyError, OrderFailed, PolicyRefused, from_wire, to_wire
 from fl_privacy.guard import sandbox
-from fl_privacy.guard.corpus import load_records
-from fl_privacy.messages import Message, PrivacyUnit, TensorSpec
-from fl_privacy.parameters import flatten, from_bytes
+from fl_privacy.learning.local_evaluation import evaluate_privately
+from fl_privacy.learning.local_training import train_update
+from fl_privacy.messages import Message, PrivacyUnit, Purpose, Row, TensorSpec
+from fl_privacy.parameters import Parameters, flatten, from_bytes
 from fl_privacy.plan import TrainingPlan
+from fl_privacy.privacy.holdout import Part, held_out
+from fl_privacy.row_files import StoredRows
 
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS")
 
@@ -32,11 +36,11 @@ EVEN_STEPS = 1.0  # seconds; how long custom code takes may tell of single recor
 
 _log = logging.getLogger(__name__)
 _workers = multiprocessing.get_context("forkserver")
-_workers.set_forkserver_preload(["fl_privacy.guard.worker", "fl_privacy.learning.local_training"])
+_workers.set_forkserver_preload(["fl_privacy.guard.worker"])
 
 
 class Job(Message):
-    """All that the worker is told. Paths point into the guard's home."""
+    """All that the worker is told. Paths point into the guard's home; ``holdout_key`` is hex, for plans with a holdout."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -51,6 +55,8 @@ class Job(Message):
     update: str
     unit: PrivacyUnit = "record"
     require_isolation: bool = False
+    purpose: Purpose = "train"
+    holdout_key: Annotated[str, Field(repr=False)] = ""
 
 
 def run(job: Job, on_step: Callable[[int, int], None], started: Callable[[int], None]) -> None:
@@ -97,13 +103,11 @@ def _listen(pipe: Connection, on_step: Callable[[int, int], None]) -> FlPrivacyE
 
 def _run(job_bytes: bytes, pipe: Connection) -> None:
     """What the forked process does; returning is success."""
-    from fl_privacy.learning.local_training import train_update
-
     _forget_surroundings()
     job, tell = Job.parse(job_bytes), _Teller(pipe)
     try:
         rows, weights, vocabulary = (
-            load_records(Path(job.corpus), job.unit),
+            StoredRows(Path(job.corpus)),  # mapped, so that it can be read when no file can be opened
             Path(job.weights).read_bytes(),
             Path(job.vocabulary).read_bytes(),
         )
@@ -112,21 +116,24 @@ def _run(job_bytes: bytes, pipe: Connection) -> None:
             tell(isolation=isolation.model_dump())
             if job.require_isolation and isolation.missing:
                 raise PolicyRefused(f"policy, require_isolation = true: this worker's {isolation.missing} is not isolated")
-            on_step = tell.step if job.plan.task == "mlm" else tell.even_step
-            update = train_update(
-                job.plan,
-                job.round,
-                from_bytes(weights),
-                vocabulary,
-                rows.texts,
-                job.declared_size,
-                job.noise_multiplier,
-                on_step,
-                rows.subjects,
-            )
+            on_step = tell.step if job.plan.task != "custom" else tell.even_step
+            update = _work(job, rows, from_bytes(weights), vocabulary, on_step)
             file.write(flatten(update, job.tensors).astype("<f4", copy=False).data)  # tofile() overlooks a full disk
     except FlPrivacyError as error:
         tell(**to_wire(error))
+
+
+def _work(
+    job: Job, rows: Sequence[Row], model: Parameters, vocabulary: bytes, on_step: Callable[[int, int], None]
+) -> Parameters:
+    """Train on what is not held out, or evaluate on what is."""
+    if job.plan.holdout:
+        held = held_out(rows, job.plan.holdout, bytes.fromhex(job.holdout_key), job.unit)
+        rows = Part(rows, held if job.purpose == "evaluate" else ~held)
+    size, noise = job.declared_size, job.noise_multiplier
+    if job.purpose == "evaluate":
+        return evaluate_privately(job.plan, model, vocabulary, rows, size, noise, on_step, unit=job.unit)
+    return train_update(job.plan, job.round, model, vocabulary, rows, size, noise, on_step, unit=job.unit)
 
 
 class _Teller:

@@ -12,29 +12,23 @@ time. Sampling, clipping and noise are ``privacy.dp_sgd``'s, which the language 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from transformers import BertForMaskedLM, BertTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fl_privacy.errors import PlanError
+from fl_privacy.learning.batches import IGNORED, Batch, Features
+from fl_privacy.learning.scores import scores
 from fl_privacy.learning.task_expressions import Problem
 from fl_privacy.learning.task_language import Program, TaskFailed, outline
 from fl_privacy.learning.task_values import LONGEST, TaskTokenizer
-from fl_privacy.learning.tasks import IGNORED, MaskedBatch, gather, masked_logits, padded
+from fl_privacy.learning.tasks.base import NOTHING, TokenTask
+from fl_privacy.messages import Row
 
 FUNCTIONS = {"features": (2, 3), "loss": (2,)}  # and how many parameters each may have
-
-
-class Example(NamedTuple):
-    """What ``features`` made of one record; both arrays have one entry a token."""
-
-    ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
 
 
 def problems(source: str) -> tuple[Problem, ...]:
@@ -48,40 +42,57 @@ def problems(source: str) -> tuple[Problem, ...]:
     return (*found, *(() if found else shape))
 
 
-class CustomTask:
-    """A checked custom task with the tokenizer of its plan."""
+def check(source: str) -> None:
+    """Raise PlanError, naming the first line at fault, if no guard would run this custom task."""
+    for problem in problems(source):
+        raise PlanError(f"custom_task, line {problem.line}: {problem.what}: {problem.why}")
 
-    def __init__(self, source: str, tokenizer: BertTokenizer, max_length: int) -> None:
+
+class CustomTask(TokenTask):
+    """A checked custom task with the tokenizer of its plan. In an evaluation, its own labels are counted as guessed tokens."""
+
+    def __init__(self, source: str, tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
         """Raises: PlanError that names the first line at fault."""
-        for problem in problems(source):
-            raise PlanError(f"custom_task, line {problem.line}: {problem.what}: {problem.why}")
+        check(source)
+        super().__init__(tokenizer, max_length)
         self._program = Program(source)
-        self._tokenizer = TaskTokenizer(tokenizer, max_length)
+        self._shown = TaskTokenizer(tokenizer, max_length)
         self._draws = outline(source)[0]["features"] == 3
-        self._empty = Example(
-            np.array([tokenizer.cls_token_id, tokenizer.sep_token_id], np.int32), np.full(2, IGNORED, np.int32)
-        )
 
-    def example(self, text: str, draws: Sequence[float]) -> Example:
-        """Features of one text, or those of an empty text with nothing to predict if the task fails on it.
+    def features(self, row: Row, generator: np.random.Generator) -> Features:
+        """What the task makes of a record's text, or an empty text with nothing to predict if the task fails on it.
 
         Privacy: a failure may depend on the text. Told to anyone, it would be an answer about a record without noise; as an
             example without a loss it adds zero to the clipped sum, which is within the clipping bound.
         """
         try:
-            return self.try_example(text, draws)
+            return self.try_features(row.text, generator.random(self._shown.max_length).tolist())
         except TaskFailed:
-            return self._empty
+            return Features(ids=self.encoder.encode(""), places=NOTHING, labels=NOTHING)
 
-    def try_example(self, text: str, draws: Sequence[float]) -> Example:
-        """Features of one *public* text. Raises: TaskFailed."""
-        arguments = (text[:LONGEST], self._tokenizer, *([tuple(draws)] if self._draws else []))
+    def try_features(self, text: str, draws: Sequence[float]) -> Features:
+        """The same of one *public* text. Raises: TaskFailed."""
+        arguments = (text[:LONGEST], self._shown, *([tuple(draws)] if self._draws else []))
         return self._checked(self._program.call("features", *arguments))
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """One value for each example, (B,), with the gradient of the task's loss in the model's parameters.
+
+        By the chain rule: the task gives d loss / d scores of each example alone, and the value is its product with the
+        scores. So nothing of the task is part of the graph that reaches the parameters, and its loss cannot mix examples.
+        """
+        told = scores(model, batch)
+        pull = torch.zeros_like(told)
+        for index, labels in enumerate(batch.labels):
+            labelled = labels != IGNORED
+            if labelled.any():
+                pull[index, labelled] = self.gradient(told[index, labelled], labels[labelled])
+        return (told * pull).sum(dim=(1, 2))
 
     def gradient(self, scores: Tensor, labels: Tensor) -> Tensor:
         """The gradient of one example's loss in its scores, (L, vocabulary); zero if the task fails or it is not finite.
 
-        Privacy: as ``example``. The task sees copies, so it cannot change or keep what other examples use.
+        Privacy: as ``features``. The task sees copies, so it cannot change or keep what other examples use.
         """
         try:
             return self.try_gradient(scores, labels)
@@ -102,60 +113,23 @@ class CustomTask:
             raise TaskFailed(0, "the loss or its gradient is not finite")
         return gradient
 
-    def _checked(self, told: object) -> Example:
+    def _checked(self, told: object) -> Features:
         if not isinstance(told, dict) or told.keys() != {"input_ids", "labels"}:
             raise TaskFailed(0, "features must be a dict of input_ids and labels")
         ids, labels = told["input_ids"], told["labels"]
-        size, longest = self._tokenizer.vocab_size, self._tokenizer.max_length
+        size, longest = self._shown.vocab_size, self._shown.max_length
         if not (isinstance(ids, list) and isinstance(labels, list) and 0 < len(ids) == len(labels) <= longest):
             raise TaskFailed(0, f"input_ids and labels must be lists of equal length, at most {longest}")
         if not all(type(token) is int and 0 <= token < size for token in ids):
             raise TaskFailed(0, "input_ids must be token ids")
         if not all(type(label) is int and (label == IGNORED or 0 <= label < size) for label in labels):
             raise TaskFailed(0, f"labels must be token ids, or {IGNORED}")
-        return Example(np.array(ids, np.int32), np.array(labels, np.int32))
+        wanted = np.array(labels, dtype=np.int64)
+        places = np.flatnonzero(wanted != IGNORED)
+        return Features(ids=np.array(ids, dtype=np.int64), places=places, labels=wanted[places])
 
 
-def custom_losses(
-    model: BertForMaskedLM, task: CustomTask, texts: Sequence[str], pad: int, max_length: int
-) -> Callable[[NDArray[np.int64]], Tensor]:
-    """``losses`` for ``train_privately``: one value for each text, whose gradient is that of the task's loss.
-
-    Features are made anew whenever a text is sampled, and only then.
-    """
-    generator = np.random.default_rng()
-
-    def losses(indices: NDArray[np.int64]) -> Tensor:
-        examples = [task.example(texts[index], generator.random(max_length).tolist()) for index in indices]
-        return per_example_custom_loss(model, task, batch_of(examples, pad))
-
-    return losses
-
-
-def batch_of(examples: Sequence[Example], pad: int) -> MaskedBatch:
-    """Examples of at least one record, filled up to the longest."""
-    ids, attended = padded([example.ids for example in examples], pad)
-    labels, _ = padded([example.labels for example in examples], IGNORED)
-    places, wanted = gather(labels, labels != IGNORED)
-    return MaskedBatch(*map(torch.from_numpy, (ids, attended.astype(np.int64), places, wanted)))
-
-
-def per_example_custom_loss(model: BertForMaskedLM, task: CustomTask, batch: MaskedBatch) -> Tensor:
-    """One value for each example, shape (B,), with the gradient of the task's loss in the model's parameters.
-
-    By the chain rule: the task gives d loss / d scores of each example alone, and the value is its product with the scores. So
-    nothing of the task is part of the graph that reaches the parameters, and its loss cannot mix examples.
-    """
-    scores = masked_logits(model, batch)
-    pull = torch.zeros_like(scores)
-    for index, labels in enumerate(batch.labels):
-        labelled = labels != IGNORED
-        if labelled.any():
-            pull[index, labelled] = task.gradient(scores[index, labelled], labels[labelled])
-    return (scores * pull).sum(dim=(1, 2))
-
-
-def rehearse(source: str, tokenizer: BertTokenizer, max_length: int, texts: Sequence[str]) -> None:
+def rehearse(source: str, tokenizer: PreTrainedTokenizerFast, max_length: int, texts: Sequence[str]) -> None:
     """Try a custom task on public texts, such as mock rows, before it is proposed; scores are random.
 
     Raises: PlanError that tells the line and the kind of the first failure. In training, nobody is told of failures.
@@ -163,8 +137,7 @@ def rehearse(source: str, tokenizer: BertTokenizer, max_length: int, texts: Sequ
     task, generator = CustomTask(source, tokenizer, max_length), np.random.default_rng(0)
     for text in texts:
         try:
-            example = task.try_example(text, generator.random(max_length).tolist())
-            labels = torch.from_numpy(example.labels[example.labels != IGNORED].astype(np.int64))
+            labels = torch.from_numpy(task.try_features(text, generator.random(max_length).tolist()).labels)
             if len(labels):
                 task.try_gradient(torch.randn(len(labels), len(tokenizer)), labels)
         except TaskFailed as failure:

@@ -1,95 +1,82 @@
-"""How well a model guesses hidden tokens, as counts that can be summed over owners before any ratio is formed."""
+"""How well a model does a plan's task, as counts that can be summed over owners before any ratio is formed."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from transformers import BertForMaskedLM, BertTokenizer
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fl_privacy.learning.tasks import IGNORED, MaskedBatch, Masking, batches, encode, masked_logits
+from fl_privacy.learning.batches import Features, by_length, collate, ranges
+from fl_privacy.learning.metrics import CalibrationCounts, Counts
+from fl_privacy.learning.scores import scores
+from fl_privacy.learning.tasks.base import Task, own_scores
+from fl_privacy.learning.tasks.registry import task_of
+from fl_privacy.messages import Row
+from fl_privacy.plan import TrainingPlan
 
-_BATCH = 64
-
-
-@dataclass(frozen=True)
-class EvaluationCounts:
-    """Sums over hidden tokens; add the counts of several parts, then read the ratios."""
-
-    nll: float = 0.0  # summed negative log-likelihood, nats
-    top1: int = 0
-    top5: int = 0
-    positions: int = 0
-
-    def __add__(self, other: EvaluationCounts) -> EvaluationCounts:
-        return EvaluationCounts(
-            nll=self.nll + other.nll,
-            top1=self.top1 + other.top1,
-            top5=self.top5 + other.top5,
-            positions=self.positions + other.positions,
-        )
-
-    @property
-    def accuracy(self) -> float:
-        """Share of hidden tokens whose best guess is right; nan when nothing was hidden."""
-        return self.top1 / self.positions if self.positions else math.nan
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood; a uniform guess gives the vocabulary's size."""
-        return math.exp(min(self.nll / self.positions, 700.0)) if self.positions else math.nan
+_LARGEST_BATCH = 64
+_SCORES = 1 << 26  # of one batch: 256 MB
 
 
 def evaluate(
-    model: BertForMaskedLM,
-    tokenizer: BertTokenizer,
-    texts: Sequence[str],
-    max_length: int,
-    mask_probability: float,
+    plan: TrainingPlan,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[Row],
     seed: int,
     *,
     only_mask: bool = False,
-) -> EvaluationCounts:
-    """Guess hidden tokens of texts; the same text always hides the same tokens for a seed, whatever it is grouped with.
+) -> Counts:
+    """Counts of the plan's task on rows; the same record always hides the same tokens for a seed, whatever it is grouped with.
 
-    Args: only_mask replaces every chosen token by [MASK] instead of the 80/10/10 mix of training.
+    Args: only_mask as in ``task_of``.
     Privacy: the counts carry no noise. Use them on public text, or on an owner's own screen; never release them for private
-        text.
+        rows.
     """
-    shares = {"mask_share": 1.0, "random_share": 0.0} if only_mask else {}
-    masking = Masking(tokenizer, mask_probability, **shares)
-    rows = encode(tokenizer, texts, max_length)
-    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    training, counts = model.training, EvaluationCounts()
-    model.eval()
-    try:
-        for part in batches(len(rows), _BATCH):
-            chosen = [rows[by_length[place]] for place in part]
-            counts += _count(model, masking.batch(chosen, _fixed_draws(chosen, seed)))
-    finally:
-        model.train(training)
+    task, counts = task_of(plan, tokenizer, only_mask=only_mask), None
+    for part, examples, told in scored(plan, task, model, rows, seed):
+        found = task.counts(part, examples, told)
+        counts = found if counts is None else counts + found
+    return task.nothing if counts is None else counts
+
+
+def calibration(
+    plan: TrainingPlan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row], seed: int
+) -> CalibrationCounts:
+    """How far the model's probabilities can be believed, over all that it predicts in rows. Privacy: as ``evaluate``."""
+    task, counts = task_of(plan, tokenizer), CalibrationCounts()
+    for _, examples, told in scored(plan, task, model, rows, seed):
+        for example, given in zip(examples, told, strict=True):
+            own, truth = own_scores(example, given)
+            counts += CalibrationCounts.of(own.softmax(dim=1).cpu().numpy(), truth.cpu().numpy())
     return counts
 
 
-def _count(model: BertForMaskedLM, batch: MaskedBatch) -> EvaluationCounts:
-    with torch.no_grad():
-        hidden = batch.labels != IGNORED
-        scores, truth = masked_logits(model, batch)[hidden], batch.labels[hidden]
-        if not len(truth):
-            return EvaluationCounts()
-        nll = torch.nn.functional.cross_entropy(scores.double(), truth, reduction="sum")
-        guesses = scores.topk(min(5, scores.shape[1]), dim=1).indices == truth[:, None]
-    return EvaluationCounts(nll=float(nll), top1=int(guesses[:, 0].sum()), top5=int(guesses.sum()), positions=int(hidden.sum()))
+def scored(
+    plan: TrainingPlan, task: Task, model: PreTrainedModel, rows: Sequence[Row], seed: int
+) -> Iterator[tuple[list[Row], list[Features], Tensor]]:
+    """Rows in batches of similar length, their features, and the model's scores (B, M, C), without dropout or gradients.
+
+    The model is as it was before when the last batch has been taken.
+    """
+    training, order = model.training, by_length(rows)
+    size = max(1, min(_LARGEST_BATCH, _SCORES // (plan.max_length * (plan.model.outputs or len(task.tokenizer)))))
+    model.eval()
+    try:
+        for part in ranges(len(order), size):
+            chosen = [rows[order[place]] for place in part]
+            examples = [task.features(row, _fixed_generator(row, seed)) for row in chosen]
+            with torch.no_grad():
+                told = scores(model, collate(examples, task.pad))
+            yield chosen, examples, told
+    finally:
+        model.train(training)
 
 
-def _fixed_draws(rows: Sequence[NDArray[np.int32]], seed: int) -> NDArray[np.float64]:
-    draws = np.ones((3, len(rows), max(map(len, rows))))
-    for index, row in enumerate(rows):
-        digest = hashlib.sha256(f"{seed}/".encode() + row.astype("<i4").tobytes()).digest()
-        draws[:, index, : len(row)] = np.random.default_rng(int.from_bytes(digest[:16], "big")).random((3, len(row)))
-    return draws
+def _fixed_generator(row: Row, seed: int) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}/{row.text}".encode("utf-8", "surrogatepass")).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "big"))

@@ -1,4 +1,4 @@
-"""Training WITHOUT ANY PRIVACY, on texts that lie in one place: the reference that a private run is compared with."""
+"""Training WITHOUT ANY PRIVACY, on rows that lie in one place: the reference that a private run is compared with."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fl_privacy.errors import PlanError
-from fl_privacy.learning.models import build_model, parameters_of
+from fl_privacy.learning.batches import by_length, ranges
+from fl_privacy.learning.checkpoint import Checkpoint
+from fl_privacy.learning.models import build_model, parameters_of, with_adapters
 from fl_privacy.learning.optimisation import plan_optimizer
-from fl_privacy.learning.tasks import Masking, batches, encode, per_example_loss
+from fl_privacy.learning.tasks.registry import task_of
 from fl_privacy.learning.tokenizer import tokenizer_of
-from fl_privacy.learning.trainable import freeze_except, trainable_specs
+from fl_privacy.learning.trainable import freeze_except, specs_for
+from fl_privacy.messages import Row
 from fl_privacy.parameters import Parameters
 from fl_privacy.plan import TrainingPlan
 
@@ -22,40 +24,43 @@ def train_without_privacy(
     plan: TrainingPlan,
     parameters: Parameters,
     vocabulary: bytes,
-    texts: Sequence[str],
+    rows: Sequence[Row],
     *,
     generator: np.random.Generator,
     first_step: int = 0,
     steps: int | None = None,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
+    checkpoint: Checkpoint | None = None,
 ) -> Parameters:
-    """Masked language modelling with the plan's optimizer and schedule, but NO clipping, NO noise, and NO PRIVACY AT ALL.
+    """The plan's task with its optimizer and schedule, but NO clipping, NO noise, and NO PRIVACY AT ALL.
 
     For public text and for experiments on data that may be pooled. No guard imports this module.
 
-    Args: each step takes ``plan.batch_size`` different texts (all, if there are fewer); generator draws batches and masks;
-        steps defaults to the rest of the run after ``first_step``; on_step(done, steps) is called after each step.
+    Args: each step takes ``plan.batch_size`` different rows (all, if there are fewer); generator draws batches and masks;
+        steps defaults to the rest of the run after ``first_step``; on_step(done, steps) is called after each step;
+        a run that was stopped goes on from its checkpoint.
     Returns: the whole model's parameters.
-    Raises: ModelError; PlanError when the plan has a custom task.
-    Privacy: none. The result can hold the texts word for word.
+    Raises: PlanError that names the line of a custom task no guard would run; ModelError.
+    Privacy: none. The result can hold the rows word for word.
     """
-    if plan.task != "mlm":
-        raise PlanError(f"task: the reference run knows masked language modelling only, not {plan.task!r}")
-    model = build_model(plan.model, vocabulary, parameters)
-    freeze_except(model, trainable_specs(model, plan.trainable))
+    model = build_model(plan.model, vocabulary, with_adapters(plan, parameters), plan.adapter)
+    freeze_except(model, specs_for(plan))
     optimizer, schedule = plan_optimizer(plan, model, first_step)
-    tokenizer = tokenizer_of(vocabulary)
-    masking, rows = Masking(tokenizer, plan.mask_probability), encode(tokenizer, texts, plan.max_length)
+    task = task_of(plan, tokenizer_of(vocabulary))
     steps = plan.total_steps - first_step if steps is None else steps
+    done = checkpoint.restore(model, optimizer, schedule, generator) if checkpoint else 0
     size = min(plan.batch_size, len(rows))
     model.train()
-    for step in range(steps):
+    for step in range(done, steps):
         optimizer.zero_grad()
-        sample = sorted(generator.permutation(len(rows))[:size], key=lambda index: len(rows[index]))
-        for part in batches(size, _PART):
-            batch = masking.random_batch([rows[sample[place]] for place in part], generator)
-            (per_example_loss(model, batch).sum() / size).backward()  # type: ignore[no-untyped-call]
+        sample = [rows[index] for index in generator.permutation(len(rows))[:size]]
+        order = by_length(sample)
+        for part in ranges(size, _PART):
+            batch = task.batch([sample[order[place]] for place in part], generator)
+            (task.loss(model, batch).sum() / size).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         on_step(step + 1, steps)
+        if checkpoint:
+            checkpoint.keep(step + 1, model, optimizer, schedule, generator)
     return parameters_of(model)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import BertTokenizer
+from transformers import PreTrainedTokenizerFast
 
-from fl_privacy.learning.tasks import encode
+from fl_privacy.learning.text_encoder import TextEncoder
 
 LONGEST = 10_000  # characters of a string, entries of a list; one step over two of them stays below a second
 LARGEST = 1 << 24  # elements of a tensor: the scores of 512 tokens over 32,000 words
@@ -34,8 +34,8 @@ class Refused(ValueError):
 class TaskTokenizer:
     """What a custom task sees of the tokenizer: ids of special tokens, and ``encode``."""
 
-    def __init__(self, tokenizer: BertTokenizer, max_length: int) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
+        self._encoder = TextEncoder(tokenizer, max_length)
         self.max_length = max_length
         self.vocab_size = len(tokenizer)
         self.all_special_ids = tuple(tokenizer.all_special_ids)
@@ -43,10 +43,10 @@ class TaskTokenizer:
             setattr(self, name, getattr(tokenizer, name))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids with [CLS] and [SEP], cut to ``max_length``; special tokens spelled out in a text are plain characters."""
+        """Token ids of a text, at most ``max_length`` with the special tokens around it; see ``TextEncoder``."""
         if type(text) is not str:
             raise Refused("encode takes one text")
-        ids: list[int] = encode(self._tokenizer, [text], self.max_length)[0].tolist()
+        ids: list[int] = self._encoder.encode(text).tolist()
         return ids
 
     def __repr__(self) -> str:

@@ -1,6 +1,7 @@
-"""The BERT tokenizer, and a character-level vocabulary for it made from public text.
+"""Vocabularies and their tokenizers, and a character-level vocabulary made from public text.
 
-A vocabulary is the bytes of a ``vocab.txt``: one token a line, the line number is the token's id.
+A vocabulary is the bytes of a ``vocab.txt`` of BERT's kind: one token a line, the line number is the token's id; or those of a
+``tokenizer.json`` (``tokenizer_file``).
 """
 
 from __future__ import annotations
@@ -10,11 +11,21 @@ from collections.abc import Iterable
 
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
-from transformers import BertTokenizer
+from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from fl_privacy.errors import ModelError
+from fl_privacy.learning.tokenizer_file import is_tokenizer_file, read_tokenizer
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+# what plays a special token's part, by preference: BERT's and ALBERT's, RoBERTa's, GPT-2's
+_PARTS = {
+    "cls_token": ("[CLS]", "<s>", "<|endoftext|>"),
+    "sep_token": ("[SEP]", "</s>", "<|endoftext|>"),
+    "pad_token": ("[PAD]", "<pad>", "<|endoftext|>"),
+    "mask_token": ("[MASK]", "<mask>"),
+    "unk_token": ("[UNK]", "<unk>", "<|endoftext|>"),
+}
 
 
 def build_vocabulary(texts: Iterable[str], size: int) -> bytes:
@@ -43,8 +54,12 @@ def build_vocabulary(texts: Iterable[str], size: int) -> bytes:
 def tokens_of(vocabulary: bytes) -> list[str]:
     """The tokens of a vocabulary in the order of their ids.
 
-    Raises: ModelError when the bytes are not UTF-8, a token is empty or appears twice, or a special token is missing.
+    Raises: ModelError when the bytes are not UTF-8, a token is empty or appears twice, a special token is missing, or a
+        tokenizer.json cannot be used.
     """
+    if is_tokenizer_file(vocabulary):
+        known = read_tokenizer(vocabulary).get_vocab(with_added_tokens=True)
+        return sorted(known, key=known.__getitem__)
     try:
         tokens = vocabulary.decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as problem:
@@ -57,13 +72,29 @@ def tokens_of(vocabulary: bytes) -> list[str]:
     return tokens
 
 
-def tokenizer_of(vocabulary: bytes) -> BertTokenizer:
-    """The BERT tokenizer (Rust, batched) of a vocabulary.
+def special_tokens(tokens: Iterable[str]) -> dict[str, str]:
+    """Which token plays which part, of those that are there: ``cls_token`` and ``sep_token`` begin and end every text.
 
-    Text is lower-cased unless the vocabulary has a token with an upper-case Latin letter.
-
-    Raises: ModelError as ``tokens_of``.
+    GPT-2 has one special token, which begins, ends and fills up. Raises: ModelError when ``cls_token``, ``sep_token`` or
+    ``pad_token`` is missing; ``mask_token`` and ``unk_token`` may be.
     """
+    there = set(tokens)
+    found = {part: next((name for name in names if name in there), None) for part, names in _PARTS.items()}
+    if missing := [part for part in ("cls_token", "sep_token", "pad_token") if found[part] is None]:
+        raise ModelError(f"the vocabulary has no {missing[0]}; expected one of {', '.join(_PARTS[missing[0]])}")
+    return {part: name for part, name in found.items() if name is not None}
+
+
+def tokenizer_of(vocabulary: bytes) -> PreTrainedTokenizerFast:
+    """The tokenizer (Rust) of a vocabulary, with its special tokens.
+
+    With a vocab.txt, text is lower-cased unless the vocabulary has a token with an upper-case Latin letter.
+
+    Raises: ModelError as ``tokens_of`` and ``special_tokens``.
+    """
+    if is_tokenizer_file(vocabulary):
+        backend = read_tokenizer(vocabulary)
+        return PreTrainedTokenizerFast(tokenizer_object=backend, **special_tokens(backend.get_vocab(with_added_tokens=True)))
     tokens = tokens_of(vocabulary)
     cased = any("A" <= letter <= "Z" for token in tokens if token not in SPECIAL_TOKENS for letter in token)
     return BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}, do_lower_case=not cased)

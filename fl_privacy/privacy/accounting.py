@@ -56,20 +56,36 @@ def epsilon(spends: Sequence[Spend], delta: float, accountant: Accountant) -> fl
 
 
 @lru_cache(maxsize=256)
-def calibrate(target_epsilon: float, delta: float, sample_rate: float, steps: int, accountant: Accountant) -> float:
-    """The least noise multiplier, rounded up to 4 decimals, with which ``steps`` steps cost at most the target.
+def calibrate(
+    target_epsilon: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    accountant: Accountant,
+    besides: tuple[Spend, ...] = (),
+) -> float:
+    """The least noise multiplier, rounded up to 4 decimals, with which ``steps`` steps and ``besides`` cost at most the target.
 
     A pure function of its arguments, so that scientist, owners and auditor find the same number. Never below 0.3, where
     even a target that allows less is given that much.
+    Args: besides is what is released in addition, such as a plan's evaluations or all that a ledger holds already.
     Raises: PrivacyError when no noise multiplier up to 1000 reaches the target.
     """
+    alone = epsilon(besides, delta, accountant)
+    if alone >= target_epsilon:
+        raise PrivacyError(
+            f"epsilon {target_epsilon:g} at delta {delta:g} leaves nothing for these {steps} steps: what is released besides"
+            f" costs {alone:.4f} alone ({accountant}); use more noise there, or a larger target"
+        )
 
     def excess(sigma: float) -> float:
         spend = Spend(noise_multiplier=sigma, sample_rate=sample_rate, steps=steps)
-        return epsilon([spend], delta, accountant) - target_epsilon
+        return epsilon([spend, *besides], delta, accountant) - target_epsilon
 
-    # RDP is cheap and needs a few per cent more noise than PRV: a good place to start
-    high = calibrate(max(target_epsilon, 0.5), delta, sample_rate, steps, "rdp") if accountant == "prv" else 1.0
+    high = 1.0
+    if accountant == "prv":  # RDP is cheap and needs a few per cent more noise: a good place to start
+        within_reach = max(target_epsilon, epsilon(besides, delta, "rdp") + 0.5)
+        high = calibrate(within_reach, delta, sample_rate, steps, "rdp", besides)
     while excess(high) > 0:
         high *= 1.25
         if high > MAX_NOISE:

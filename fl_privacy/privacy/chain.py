@@ -166,7 +166,7 @@ class VerifiedLedger:
         if decision.expires is not None and time >= decision.expires:
             return f"the approval of {named} ({decision.name}) had expired"
         if self.reserves_of[plan] >= decision.rounds:
-            return f"all {decision.rounds} trainings that were approved for {named} ({decision.name}) are used"
+            return f"all {decision.rounds} orders that were approved for {named} ({decision.name}) are used"
         return None
 
     def _bad_witness(self, event: Witness) -> str | None:

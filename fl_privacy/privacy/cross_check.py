@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fl_privacy.messages import SurvivorList
+from fl_privacy.messages import Purpose, SurvivorList
 from fl_privacy.privacy.audit import Finding
 from fl_privacy.privacy.chain import VerifiedLedger
 from fl_privacy.privacy.entries import Reserve, Witness
@@ -21,7 +21,7 @@ SAME = 1e-6  # relative difference between two records of one number
 
 @dataclass(frozen=True)
 class HistoryClaim:
-    """What the scientist's history says of one owner after one round, from that owner's signed receipt."""
+    """What the scientist's history says of one owner after one round or evaluation, from that owner's signed receipt."""
 
     round: int
     order: str
@@ -30,6 +30,12 @@ class HistoryClaim:
     budget: float
     delta: float
     head: str
+    purpose: Purpose = "train"
+
+    @property
+    def place(self) -> str:
+        """Where in the history this stands."""
+        return f"{'the evaluation before ' if self.purpose == 'evaluate' else ''}round {self.round} of the history"
 
 
 @dataclass
@@ -184,7 +190,7 @@ def _cut(audited: Audited, kind: str, heads: Sequence[Testimony]) -> Finding:
 
 def check_history(owners: Mapping[str, Audited], history: Sequence[HistoryClaim]) -> list[Finding]:
     """What the scientist's history says of each owner after each round, against that owner's ledger."""
-    told = [Testimony(one.owner, one.order, one.head, "history", f"round {one.round} of the history") for one in history]
+    told = [Testimony(one.owner, one.order, one.head, "history", one.place) for one in history]
     findings = _check_testimonies(owners, told, "history")
     for one in history:
         audited = owners.get(one.owner)
@@ -199,7 +205,7 @@ def check_history(owners: Mapping[str, Audited], history: Sequence[HistoryClaim]
         }
         for name, (theirs, ours) in pairs.items():
             if not math.isclose(theirs, ours, rel_tol=SAME):
-                what = f"round {one.round} of the history says {name} {theirs:g}, the ledger {ours:g}"
+                what = f"{one.place} says {name} {theirs:g}, the ledger {ours:g}"
                 findings.append(Finding("history", one.owner, at, what))
     return findings
 
@@ -221,7 +227,7 @@ def check_paid(owners: Mapping[str, Audited], history: Sequence[HistoryClaim]) -
                 name = SurvivorList.parse(signed.body).owner
                 opened.setdefault(name, {}).setdefault(witness.order, f"entry {number} of {audited.owner}")
     for claim in history:
-        opened.setdefault(claim.owner, {}).setdefault(claim.order, f"round {claim.round} of the history")
+        opened.setdefault(claim.owner, {}).setdefault(claim.order, claim.place)
     findings = []
     for owner, orders in opened.items():
         if owner not in owners or owners[owner].is_broken:

@@ -1,27 +1,28 @@
-"""DP-SGD: the only door to Opacus. Samples batches, clips each example's gradient, adds the owner's noise, steps."""
+"""DP-SGD: samples batches, clips each example's gradient, adds the owner's noise, steps.
+
+Clipping (``clipping``), sampling and noise are ours. Opacus gives the per-example gradients of the small layers
+(``layer_rules``) and the accountants (``accounting``).
+"""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample.grad_sample_module import GradSampleHooks
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fl_privacy.errors import PrivacyError
+from fl_privacy.privacy.clipping import Gradients, Tape, add_clipped
 from fl_privacy.privacy.randomness import OwnerRandomness
 from fl_privacy.privacy.sampling import Units
 
 _LARGEST_PART = 32  # examples in one pass; more are no faster
-_MEMORY = 1 << 27  # bytes of per-example gradients in one pass; larger blocks are mapped anew each time, which is slower
+_MEMORY = 1 << 29  # bytes kept for the clipped sum in one pass
 
 
 @dataclass(frozen=True)
@@ -73,102 +74,53 @@ def train_privately(
     randomness, units = randomness or OwnerRandomness(), Units(rows, subjects)
     trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     _check(model, optimizer, trained)
-    private = _NoisyOptimizer(optimizer, settings, randomness)
-    reached = _one_tensor_per_layer(model)
-    part = max(1, min(_LARGEST_PART, _MEMORY // (8 * sum(map(Tensor.numel, trained)))))
+    clipped, tape = _NoisySum(optimizer, settings, randomness), Tape(model)
     model.train()
-    with _per_example_gradients(model):
+    with tape.recording():
         for step in range(steps):
-            sample = units.sample(settings.sample_rate, randomness)
-            parts = [sample[start : start + part] for start in range(0, len(sample), part)]
-            _noisy_step(private, losses, parts, reached)
+            # Clipped gradients add up over the parts of one sample in bounded memory; an empty sample still releases noise.
+            for indices in _parts(units.sample(settings.sample_rate, randomness), tape):
+                clipped.add(_gradients(losses, indices, tape))
+            clipped.step()
             after_step(step)
 
 
-class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimizer with the owner's noise, and with examples dropped whose gradient is not finite."""
+class _NoisySum:
+    """The sum of clipped gradients of one sample, and its release through the optimizer."""
 
     def __init__(self, optimizer: Optimizer, settings: DPSettings, randomness: OwnerRandomness) -> None:
-        super().__init__(
-            optimizer,
-            noise_multiplier=settings.noise_multiplier,
-            max_grad_norm=settings.max_grad_norm,
-            expected_batch_size=settings.expected_batch_size,
-            loss_reduction="mean",
-        )
-        self._randomness = randomness
+        trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+        self._totals = {tensor: torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in trained}
+        self._optimizer, self._settings, self._randomness = optimizer, settings, randomness
 
-    def expect_nothing(self) -> None:
-        """Stand for an empty sample: no example, and a step that releases noise only."""
-        for tensor in self.params:
-            tensor.grad_sample = tensor.new_zeros((0, *tensor.shape))
+    def add(self, gradients: Gradients) -> None:
+        """Add the clipped gradients of some examples."""
+        add_clipped(gradients, self._settings.max_grad_norm, self._totals)
 
-    def require_per_example_gradients(self, examples: int) -> None:
-        """Raise PrivacyError unless every trained tensor has one gradient for each example."""
-        for tensor in self.params:
-            found = getattr(tensor, "grad_sample", None)
-            if not isinstance(found, Tensor) or found.shape != (examples, *tensor.shape):
-                raise PrivacyError(
-                    f"a trained tensor of shape {tuple(tensor.shape)} has no gradient for each of the {examples} examples: "
-                    "the losses do not use it, or mix examples before it"
-                )
-
-    def clip_and_accumulate(self) -> None:
-        # An overflow (which hostile weights can provoke for chosen records) would turn the whole sum into nan: an un-noised
-        # answer to "is such a record here?". Such an example contributes zero, which is within the clipping bound.
-        norms = [torch.linalg.vector_norm(sample.flatten(1), dim=1) for sample in self.grad_samples]
-        finite = torch.stack(norms).isfinite().all(dim=0)
-        if not finite.all():
-            for tensor in self.params:
-                tensor.grad_sample[~finite] = 0.0
-        super().clip_and_accumulate()
-
-    def add_noise(self) -> None:
-        std = self.noise_multiplier * self.max_grad_norm
-        for tensor in self.params:
-            noise = torch.from_numpy(self._randomness.gaussian(tuple(tensor.shape), std))
-            tensor.grad = (tensor.summed_grad.double() + noise).to(tensor.dtype)
+    def step(self) -> None:
+        """Add noise, divide by the expected size, take the optimizer's step, start from zero."""
+        std = self._settings.noise_multiplier * self._settings.max_grad_norm
+        for tensor, total in self._totals.items():
+            noise = torch.from_numpy(self._randomness.gaussian(tuple(tensor.shape), std)).to(total.device)
+            tensor.grad = (noise.add_(total) / self._settings.expected_batch_size).to(tensor.dtype)
+            total.zero_()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
 
 
-@contextmanager
-def _per_example_gradients(model: nn.Module) -> Iterator[None]:
-    hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", strict=True)
-    try:
-        with warnings.catch_warnings():
-            # An embedding's input is token ids, which have no gradient; its hook fires all the same.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed")
-            yield
-    finally:
-        hooks.cleanup()
+def _parts(sample: NDArray[np.int64], tape: Tape) -> Iterator[NDArray[np.int64]]:
+    # One example alone tells how many fit: the last, for rows sorted by length the longest.
+    if len(sample):
+        yield sample[-1:]
+        part = max(1, min(_LARGEST_PART, _MEMORY // tape.bytes))
+        yield from (sample[start : min(start + part, len(sample) - 1)] for start in range(0, len(sample) - 1, part))
 
 
-def _noisy_step(
-    private: _NoisyOptimizer,
-    losses: Callable[[NDArray[np.int64]], Tensor],
-    parts: list[NDArray[np.int64]],
-    reached: list[nn.Parameter],
-) -> None:
-    # Clipped gradients add up over the parts of one sample in bounded memory; the last part adds the noise and steps.
-    private.zero_grad(set_to_none=True)
-    for place, indices in enumerate(parts):
-        values = losses(indices)
-        if values.shape != indices.shape:
-            raise PrivacyError(f"losses must give one value for each of {len(indices)} examples, got {tuple(values.shape)}")
-        values.sum().backward(inputs=reached)  # type: ignore[no-untyped-call]
-        private.require_per_example_gradients(len(indices))
-        private.signal_skip_step(place < len(parts) - 1)
-        private.step()
-        private.zero_grad(set_to_none=True)
-    if not parts:  # an empty Poisson sample still releases noise
-        private.expect_nothing()
-        private.step()
-
-
-def _one_tensor_per_layer(model: nn.Module) -> list[nn.Parameter]:
-    # Opacus' hooks fire in every layer that the backward pass reaches, so the batch's gradient of the large tensors, which
-    # nobody needs, is not computed. A layer that was not reached has no per-example gradient, which is refused later.
-    layers = [[tensor for tensor in layer.parameters(recurse=False) if tensor.requires_grad] for layer in model.modules()]
-    return list({id(least): least for least in (min(own, key=Tensor.numel) for own in layers if own)}.values())
+def _gradients(losses: Callable[[NDArray[np.int64]], Tensor], indices: NDArray[np.int64], tape: Tape) -> Gradients:
+    values = losses(indices)
+    if values.shape != indices.shape:
+        raise PrivacyError("losses must give one value for each example, in one dimension")
+    return tape.backward(values)
 
 
 def _check(model: nn.Module, optimizer: Optimizer, trained: list[nn.Parameter]) -> None:

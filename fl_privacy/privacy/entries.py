@@ -21,10 +21,10 @@ Reason = Annotated[str, StringConstraints(max_length=500)]
 
 
 class Spend(Message):
-    """DP-SGD steps to pay for: each a Gaussian mechanism on a Poisson sample of the corpus.
+    """DP-SGD steps to pay for: each a Gaussian mechanism on a Poisson sample of the corpus. An evaluation is one at rate 1.
 
-    ``noise_multiplier`` is the noise's standard deviation over the clipping norm, ``sample_rate`` the probability of each
-    record (or subject, where that is the ledger's unit) of being in a batch, ``steps`` a count.
+    ``noise_multiplier`` is the noise's standard deviation over the clipping norm (of counts, over their bound), ``sample_rate``
+    the probability of each record (or subject, where that is the ledger's unit) of being in a batch, ``steps`` a count.
     """
 
     noise_multiplier: Annotated[float, Field(ge=0.01, le=1e6)]
@@ -62,7 +62,7 @@ class Decided(Message):
 
     The digests say what exactly was decided about: plan, submitted code, corpus, installed package, scientist's public key.
     All reserves of the plan may cost ``epsilon`` at ``delta`` by ``accountant`` (the plan's own, which need not be the
-    ledger's), in at most ``rounds`` trainings, repeated ones included, before ``expires`` (Unix seconds).
+    ledger's), in at most ``rounds`` trainings and evaluations, repeated ones included, before ``expires`` (Unix seconds).
     """
 
     kind: Literal["decision"] = "decision"

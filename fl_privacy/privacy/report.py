@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fl_privacy.parallel_composition import federation_claim
 from fl_privacy.privacy.audit import Finding, check_spends
 from fl_privacy.privacy.cross_check import HistoryClaim, check_history, check_paid, check_witnesses, gather
 from fl_privacy.privacy.export_file import Export
@@ -24,6 +25,7 @@ class AuditReport:
 
     made: int  # Unix seconds
     owners: tuple[OwnerReport, ...]
+    federation: str  # the claim for all owners together, and its assumption; empty without owners
     findings: tuple[Finding, ...]
     verified: tuple[str, ...]
     not_verified: tuple[str, ...]
@@ -70,6 +72,7 @@ def audit_exports(
     return AuditReport(
         made=int(time.time()),
         owners=tuple(reports),
+        federation=federation_claim({one.owner: (one.epsilon_pld, one.delta) for one in reports}) if reports else "",
         findings=tuple(sorted(findings, key=_place)),
         verified=verified(owners, keys, history),
         not_verified=not_verified(owners, keys, history),

@@ -14,10 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fl_privacy import parameters, template
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import HomeError, NotApproved, OwnerFailed, PlanError, RequestDenied
-from fl_privacy.learning.evaluation import EvaluationCounts, evaluate
+from fl_privacy.learning import custom_task
+from fl_privacy.learning.evaluation import evaluate
+from fl_privacy.learning.metrics import Counts
 from fl_privacy.learning.models import ModelBundle, build_model
 from fl_privacy.learning.tokenizer import tokenizer_of
-from fl_privacy.messages import CorpusCard, LedgerStatement, Signed, open_signed, sign
+from fl_privacy.messages import CorpusCard, LedgerStatement, Row, Signed, open_signed, sign
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.scientist.desk import Desk, RequestState
 from fl_privacy.scientist.enrolment import Relayed, common_key, common_registry, registry_states, relay_keys
@@ -70,7 +72,7 @@ class Federation:
         """What each owner tells about its corpora, mock rows included."""
         return {owner: desk.corpora() for owner, desk in self.desks.items()}
 
-    def mock_rows(self, plan: TrainingPlan) -> list[str]:
+    def mock_rows(self, plan: TrainingPlan) -> list[Row]:
         """The rows that the plan's owners publish: public text in the shape of the private one, to validate on."""
         return [row for owner in plan.owners for card in self.desks[owner].corpora() for row in card.mock_rows]
 
@@ -103,11 +105,21 @@ class Federation:
         """The public name of the encryption key that the plan's owners share. Raises: OwnerFailed naming one without it."""
         return common_key(registry_states(self._relays()), plan.owners, plan.encryption)
 
-    def submit(self, plan: TrainingPlan) -> dict[str, str]:
-        """Ask every owner of the plan for approval; returns a request id per owner. Raises: PlanError, ConnectionFailed."""
+    def submit(self, plan: TrainingPlan, bundle: ModelBundle | None = None) -> dict[str, str]:
+        """Ask every owner of the plan for approval; returns a request id per owner.
+
+        A custom task is checked here as the guards will check it, and with the plan's ``bundle`` it is first tried on the
+        owners' mock rows: in training, nobody is told of its failures.
+        Raises: PlanError (then no owner was asked; names the owner whose corpus does not suit the plan, or the line of a custom
+            task), ConnectionFailed.
+        """
         missing = set(plan.owners) - self.desks.keys()
         if missing:
             raise PlanError(f"owners: not connected to {', '.join(sorted(missing))}")
+        for owner in plan.owners:
+            self._check_corpora(owner, plan)
+        if plan.task == "custom":
+            self._check_task(plan, bundle)
         code = self._code(plan)
         ids = {owner: self.desks[owner].submit(code, plan.name) for owner in plan.owners}
         submissions = self.home / "submissions"
@@ -123,24 +135,22 @@ class Federation:
             raise NotApproved(f"plan {plan.name!r}, as it stands now, was never submitted; submit it first") from None
         return {owner: self.desks[owner].request_state(ids[owner]) for owner in plan.owners}
 
-    def evaluate(
-        self, plan: TrainingPlan, bundle: ModelBundle, model: parameters.Parameters, texts: Sequence[str]
-    ) -> EvaluationCounts:
-        """Masked-language-model counts on the scientist's own or published text; no private row is involved."""
-        return evaluate(
-            build_model(plan.model, bundle.vocabulary, model),
-            tokenizer_of(bundle.vocabulary),
-            texts,
-            plan.max_length,
-            plan.mask_probability,
-            VALIDATION_SEED,
-        )
+    def evaluate(self, plan: TrainingPlan, bundle: ModelBundle, model: parameters.Parameters, rows: Sequence[Row]) -> Counts:
+        """Counts of the plan's task on the scientist's own or published rows; no private row is involved.
+
+        Raises: PlanError when the rows hold nothing that the task predicts.
+        """
+        built, tokenizer = build_model(plan.model, bundle.vocabulary, model, plan.adapter), tokenizer_of(bundle.vocabulary)
+        counts = evaluate(plan, built, tokenizer, rows, VALIDATION_SEED)
+        if not counts.vector.any():
+            raise PlanError(f"task: the {len(rows)} validation rows hold nothing that {plan.task} predicts; give others")
+        return counts
 
     def run(
         self,
         plan: TrainingPlan,
         bundle: ModelBundle,
-        validation: Sequence[str],
+        validation: Sequence[Row],
         out: Path,
         strategy: Strategy | None = None,
         watcher: Watcher | None = None,
@@ -149,7 +159,7 @@ class Federation:
         """Train as planned; leave ``model/``, ``history.jsonl``, ``rounds.png`` and the evidence of ``rounds/`` in ``out``.
 
         A round that nobody could open in three attempts is skipped: the model stays, and so do the spends in the ledgers.
-        Args: ``timeout`` in seconds for an owner's part of an attempt.
+        Args: ``validation`` rows have what the plan's task predicts; ``timeout`` in seconds for an owner's part of an attempt.
         Raises: NotApproved or RequestDenied before anything is ordered; RoundFailed when two rounds in a row were skipped, or
         the last one and nothing was trained (the model so far is kept in ``out/model``).
         """
@@ -164,11 +174,28 @@ class Federation:
             sizes=self._sizes(plan),
             desks=self.desks,
             sign=partial(sign, key=self._key),
-            evaluate=partial(self.evaluate, plan, bundle, texts=validation),
+            evaluate=partial(self.evaluate, plan, bundle, rows=validation),
             watcher=watcher or Watcher(),
             timeout=timeout,
         )
         return run.train(strategy or FedAvg(plan.server_lr), out)
+
+    def _check_corpora(self, owner: str, plan: TrainingPlan) -> None:
+        for card in self.desks[owner].corpora():
+            try:
+                plan.check_suits(card)
+            except PlanError as problem:
+                raise PlanError(f"{problem}; this is so at {owner}") from None
+
+    def _check_task(self, plan: TrainingPlan, bundle: ModelBundle | None) -> None:
+        custom_task.check(plan.custom_task)
+        if bundle is None:
+            return
+        if bundle.spec != plan.model:
+            raise PlanError(f"model: the bundle is not that of plan {plan.name!r}")
+        tokenizer = tokenizer_of(bundle.vocabulary)
+        texts = [row.text for row in self.mock_rows(plan)]
+        custom_task.rehearse(plan.custom_task, tokenizer, plan.max_length, texts)
 
     def _relays(self) -> dict[str, RelayClient]:
         return {owner: desk.relay for owner, desk in self.desks.items()}

@@ -1,49 +1,81 @@
-"""The two files that a scientist writes by hand: PLAN.toml and federation.toml."""
+"""The files that a scientist writes by hand: PLAN.toml with, perhaps, a task of its own beside it, and federation.toml."""
 
 from __future__ import annotations
 
-import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fl_privacy.errors import CorpusError, HomeError, PlanError
+from fl_privacy.errors import HomeError, PlanError
+from fl_privacy.learning.custom_task import check
 from fl_privacy.learning.models import ModelBundle, load_bundle
-from fl_privacy.messages import OwnerName, first_problem
-from fl_privacy.plan import TrainingPlan
+from fl_privacy.messages import OwnerName, Row, first_problem
+from fl_privacy.plan import Head, TrainingPlan
+from fl_privacy.row_files import Fields, read_rows
 from fl_privacy.scientist.federation import Federation, Login
 
 
 def read_plan(path: Path) -> tuple[TrainingPlan, ModelBundle]:
     """Read a plan whose ``model`` is a folder (relative to the plan's file) or a Hugging Face name.
 
-    Raises: PlanError that names the file and field, ModelError.
+    With ``task = "classification"`` or ``"ner"`` the file also lists ``labels``, the classes or kinds of entities.
+    ``task = "FILE.py"`` (relative as well) stands for a custom task with that file's text; see ``learning.custom_task``.
+    Raises: PlanError that names the file and field, or the line of a custom task that no guard would run; ModelError.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        source = tomllib.loads(text).get("model")
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise PlanError(f"{path}: {problem}") from None
+    source = fields.get("model")
     if not isinstance(source, str):
         raise PlanError(f'{path}: model: give a folder or a Hugging Face name, such as model = "base"')
     beside = path.parent / source
-    bundle = load_bundle(beside if beside.is_dir() else source)
+    bundle = load_bundle(beside if beside.is_dir() else source, head=_head(fields), labels=_labels(path, fields))
     try:
-        return TrainingPlan.from_toml(text, model=bundle.spec), bundle
+        plan = TrainingPlan.create(**(fields | {"model": bundle.spec} | _own_task(path.parent, fields)))
+        if plan.task == "custom":
+            check(plan.custom_task)
     except PlanError as problem:
         raise PlanError(f"{path}: {problem}") from None
+    return plan, bundle
 
 
-def read_texts(path: Path) -> list[str]:
-    """Validation text of the scientist's own: JSONL with ``text``, or one text a line. Raises: CorpusError."""
+def _head(fields: Mapping[str, Any]) -> Head | None:
+    """The head that a plan's task needs; None, the model's own language head, for a custom task."""
+    return next((head for head in get_args(Head) if fields.get("task", "mlm") == head), None)
+
+
+def _labels(path: Path, fields: dict[str, Any]) -> tuple[str, ...]:
+    """Take the labels out of a plan's fields: they belong to its model. Raises: PlanError."""
+    labels = fields.pop("labels", [])
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise PlanError(f'{path}: labels: give a list of names, such as labels = ["sports", "finance"]')
+    return tuple(labels)
+
+
+def _own_task(folder: Path, fields: Mapping[str, Any]) -> dict[str, str]:
+    """The plan's fields that ``task = "FILE.py"`` stands for; none for other tasks. Raises: PlanError."""
+    name = fields.get("task")
+    if not isinstance(name, str) or not name.endswith(".py"):
+        return {}
+    if "custom_task" in fields:
+        raise PlanError(f"task = {name!r} and custom_task both bring a task; keep one of them")
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [json.loads(line)["text"] for line in lines] if path.suffix == ".jsonl" else lines
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as problem:
-        raise CorpusError(f"{path}: cannot be read as validation text ({type(problem).__name__})") from None
+        return {"task": "custom", "custom_task": (folder / name).read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as problem:
+        raise PlanError(f"task = {name!r} cannot be read: {problem}") from None
+
+
+def read_validation(path: Path, plan: TrainingPlan) -> list[Row]:
+    """Validation rows of the scientist's own: a file with ``text``, and ``label`` or ``tags`` where the plan's task needs them.
+
+    Raises: CorpusError as ``read_rows``.
+    """
+    needed = {None: Fields(), "label": Fields(label="label"), "tags": Fields(tags="tags")}
+    return list(read_rows(path, needed[plan.annotation]))
 
 
 class _OwnerEntry(BaseModel):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -32,7 +34,7 @@ from fl_privacy.messages import (
 from fl_privacy.parameters import Parameters, Vector, count, unflatten
 from fl_privacy.scientist.desk import Desk
 
-PATIENCE_SECONDS = 60.0  # for an owner to come back: an update that some have signed for can go into no other attempt
+PATIENCE_SECONDS = 60.0  # for an owner to come back: a new attempt costs more, and a signed update can go into no other
 PAUSE_SECONDS = 1.0
 TOGETHER = "the cohort together"  # in place of an owner, where the fault is in how words of several fit
 
@@ -117,14 +119,10 @@ class _Attempt:
         """Every owner's receipt, in the order of the cohort."""
 
         def train_at(owner: str) -> Signed:
-            desk = self.desks[owner]
             for blob in blobs:
-                desk.relay.put_blob(blob)
-            try:
-                signed = self._run(owner, "train", self.order.canonical().decode(), on_step)
-            except ConnectionFailed:
-                # the guard may well have finished: the same order again is answered from its stored result, at no cost
-                signed = self._run(owner, "train", self.order.canonical().decode(), on_step)
+                _patiently(partial(self.desks[owner].relay.put_blob, blob))
+            # a guard goes on while its datasite is away: the same order again is answered from what it has, at no cost
+            signed = _patiently(lambda: self._run(owner, "train", self.order.canonical().decode(), on_step))
             self._word(owner, signed, UpdateReceipt)
             return signed
 
@@ -137,7 +135,11 @@ class _Attempt:
         except (EncryptionError, MessageError) as error:  # each is right by itself
             raise RoundFailed(self.ordered.round, {TOGETHER: _told(error)}) from None
         digests = {receipt.owner: receipt.ciphertext for receipt in verified}
-        self._everywhere(lambda owner: self.desks[owner].relay.fetch_blob(digests[owner], self.evidence.update_path(owner)))
+
+        def fetch_from(owner: str) -> None:
+            _patiently(lambda: self.desks[owner].relay.fetch_blob(digests[owner], self.evidence.update_path(owner)))
+
+        self._everywhere(fetch_from)
         return verified
 
     def add(self, receipts: Sequence[UpdateReceipt]) -> float:
@@ -254,13 +256,15 @@ class _Attempt:
 
 
 def _patiently(ask: Callable[[], Result]) -> Result:
-    """Ask until there is an answer, also of a guard that is being restarted; the guard answers the same request alike."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    """Ask until there is an answer, also of an owner that is being restarted; its guard answers the same request alike."""
+    deadline = math.inf
     while True:
         try:
             return ask()
         except ConnectionFailed:
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            deadline = min(deadline, now + PATIENCE_SECONDS)  # from the first failure on: a training may take hours
+            if now >= deadline:
                 raise
             time.sleep(PAUSE_SECONDS)
 

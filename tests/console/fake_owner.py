@@ -25,7 +25,7 @@ from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.review import Review, check_approvable, review
 from fl_privacy.messages import public_hex, sign
 from fl_privacy.privacy.entries import Spend
-from tests.builders import OWNERS, enrol_all, texts, tiny_bundle, tiny_plan, write_domain
+from tests.builders import OWNERS, enrol_all, text_rows, texts, tiny_bundle, tiny_plan, write_domain
 
 ADA, BEN = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2))
 ISOLATION = sandbox.Isolation(network="isolated", files="isolated")
@@ -88,6 +88,14 @@ class FakeOwner:
             "keys": self._enrolment.key_names(),
             "signing_key": public_hex(identity.signing_key),
             "fingerprint": OwnerCard.parse(identity.card(self.name).body).fingerprint,
+            "sandbox": ISOLATION.model_dump(),
+            "package": "5e" * 32,
+            "version": "1.2.3",
+            "policy": self._home.domain.policy.model_dump(mode="json"),
+            "decisions": [
+                {"plan": told.name, "verdict": told.verdict, "reason": told.reason, "expires": told.expires}
+                for told in self._home.ledger.decisions.values()
+            ],
         }
 
     def submit(self, email: str, code: str, status: str = "pending", reason: str = "") -> FakeRequest:
@@ -110,9 +118,9 @@ class FakeOwner:
     def _review(self, number: int) -> Review:
         return reviewed(self.request(number).code, self._home)
 
-    def approve(self, number: int) -> None:
+    def approve(self, number: int, days: int | None = None) -> None:
         check_approvable(self._review(number))
-        self._decide("approved", number, "")
+        self._decide("approved", number, "", days)
 
     def deny(self, number: int, reason: str) -> None:
         self._decide("denied", number, reason)
@@ -122,8 +130,8 @@ class FakeOwner:
             raise NotApproved(f"request {number} is not approved")
         self._decide("denied", number, reason)
 
-    def _decide(self, status: str, number: int, reason: str) -> None:
-        self.calls.append((status, number, reason))
+    def _decide(self, status: str, number: int, reason: str, *more: object) -> None:
+        self.calls.append((status, number, reason, *more))
         self.requests[number - 1] = replace(self.request(number), status=status, reason=reason)
 
     def jobs(self) -> list[dict[str, Any]]:
@@ -192,9 +200,9 @@ def job(plan: str, state: str = "training", **changes: Any) -> dict[str, Any]:
 def _home(folder: Path, name: str) -> GuardHome:
     with _clock(time.time() - 28 * 86_400):
         home = GuardHome.create(folder / name / "guard", Domain.read(write_domain(folder, name, epsilon=8.0)))
-    rows = folder / f"{name}.txt"
-    rows.write_text("\n".join(texts(2000, seed=len(name))), encoding="utf-8")
-    add_corpus(home, rows, texts(20, seed=1))
+    file = folder / f"{name}.txt"
+    file.write_text("\n".join(texts(2000, seed=len(name))), encoding="utf-8")
+    add_corpus(home, file, text_rows(20, seed=1))
     return home
 
 

@@ -21,7 +21,7 @@ from fl_privacy.guard.home import GuardHome
 from fl_privacy.owner import Owner
 from fl_privacy.owner_files import read_ledger
 from fl_privacy.scientist.desk import Desk
-from tests.builders import texts, write_domain
+from tests.builders import text_rows, texts, write_domain
 from tests.console.fake_owner import code_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -191,10 +191,10 @@ def clinic(tmp_path: Path) -> Iterator[Owner]:
     """A real owner, served, with one request from a scientist."""
     home = tmp_path / "clinic"
     owner = Owner.init(home, write_domain(tmp_path, "clinic"))
-    rows = tmp_path / "rows.txt"
-    rows.write_text("\n".join(texts(400)), encoding="utf-8")
+    file = tmp_path / "rows.txt"
+    file.write_text("\n".join(texts(400)), encoding="utf-8")
     with GuardHome(home / "guard") as guard:
-        add_corpus(guard, rows, texts(20, seed=1))
+        add_corpus(guard, file, text_rows(20, seed=1))
     with owner:
         password = owner.invite("Ada Lin", "ada@university.example.org")
         Desk.login("clinic", owner.datasite.url, "ada@university.example.org", password).submit(

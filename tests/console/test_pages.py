@@ -9,6 +9,7 @@ import pytest
 from nicegui import ui
 from nicegui.testing import User
 
+from fl_privacy.console import parts
 from fl_privacy.errors import BudgetExceeded, ConnectionFailed, HomeError
 from tests.console.fake_owner import HOSTILE, FakeOwner, code_of, fake_owner, job
 from tests.console.visitor import visit
@@ -86,7 +87,25 @@ def test_approving_asks_first_with_the_epsilon_it_costs(owner: FakeOwner) -> Non
         await user.should_see(marker="revoke", retries=60)
 
     visit(owner, story)
-    assert owner.calls == [("approved", 4, "")]
+    assert owner.calls == [("approved", 4, "", 90)]
+
+
+def test_an_approval_can_be_given_for_fewer_days_than_the_policy_says(owner: FakeOwner) -> None:
+    async def story(user: User) -> None:
+        await opened(user, "/requests/4")
+        await press(user, "approve")
+        await user.should_see("Days for which orders are admitted", retries=60)
+        for wrong in ("0", "36501", "ten", "-1", "1.5", "²", ""):
+            user.find(ui.input).clear().type(wrong)
+            user.find(marker="confirm").click()
+            await user.should_see("Give whole days, from 1 to 36500.", retries=60)
+        assert owner.calls == []
+        user.find(ui.input).clear().type("14")
+        await confirm(user)
+        await user.should_see("Request 4 is approved", retries=60)
+
+    visit(owner, story)
+    assert owner.calls == [("approved", 4, "", 14)]
 
 
 def test_cancelling_does_nothing(owner: FakeOwner) -> None:
@@ -141,7 +160,7 @@ def test_a_request_that_changed_since_it_was_shown_is_not_approved(owner: FakeOw
 
 
 def test_the_guards_refusal_is_one_line_and_the_page_goes_on(owner: FakeOwner, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(number: int) -> None:
+    def refuse(number: int, days: int) -> None:
         raise BudgetExceeded("too much\nfor this\x1b[31m owner")
 
     monkeypatch.setattr(owner, "approve", refuse)
@@ -318,6 +337,50 @@ def test_owners_who_have_not_signed_are_named(owner: FakeOwner, monkeypatch: pyt
     async def story(user: User) -> None:
         await opened(user, "/owners", "not signed yet")
         assert len(user.find("not signed yet").elements) == 1
+
+    visit(owner, story)
+
+
+def test_the_owners_page_tells_what_this_guard_is_and_what_it_refuses(owner: FakeOwner) -> None:
+    async def story(user: User) -> None:
+        await opened(user, "/owners", "This guard", "fl_privacy 1.2.3", "5e" * 32)
+        await user.should_see("workers: network shut (seccomp)")
+        await user.should_see("workers: files shut (Landlock)")
+        await user.should_see("Only sums over at least 3 owners.")
+        await user.should_see("One request may ask for all of the budget.")
+        await user.should_see("Nothing is approved without you.")
+        await user.should_see("Orders are admitted at any time.")
+        for decision in owner.call("GET", "/v1/status")["decisions"]:
+            await user.should_see(decision["plan"])
+            await user.should_see(f"{parts.when(decision['expires'])[:-3]} UTC")
+        user.find(marker="language").click()
+        await user.should_see("至少 3 方的总和才会开启。", retries=60)
+
+    visit(owner, story)
+
+
+def test_a_guard_without_a_sandbox_with_a_strict_policy_and_an_old_approval_says_so(
+    owner: FakeOwner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = owner.call("GET", "/v1/status")
+    told["sandbox"] = {"network": "not isolated", "files": "not isolated"}
+    told["policy"] |= {"max_epsilon_per_request": 2.5, "hours": "08:00-18:00", "auto_approve_epsilon": 0.5, "later": ["x", "y"]}
+    told["decisions"] = [
+        {"plan": "old", "verdict": "approved", "reason": "", "expires": 1_000_000_000},
+        {"plan": "for-good", "verdict": "approved", "reason": "", "expires": None},
+        {"plan": "not-this", "verdict": "denied", "reason": "no", "expires": None},
+    ]
+    monkeypatch.setattr(owner, "call", lambda method, path: told)
+
+    async def story(user: User) -> None:
+        await opened(user, "/owners", "workers: network open, no seccomp", "workers: files open, no Landlock")
+        await user.should_see("At most epsilon 2.5 for one request.")
+        await user.should_see("Orders are admitted at 08:00-18:00, local time.")
+        await user.should_see("Built-in tasks of at most epsilon 0.5 are approved without you.")
+        await user.should_see("later = x, y")
+        await user.should_see("2001-09-09 01:46 UTC: expired")
+        await user.should_see("without end")
+        await user.should_not_see("not-this")
 
     visit(owner, story)
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import ast
 import string
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import fl_privacy.console
-from fl_privacy.console import charts, spending
+from fl_privacy.console import budget_page, charts, jobs_page, ledger_page, parts, spending
+from fl_privacy.console.visit import TABS
 from fl_privacy.console.words import WORDS, say
+from fl_privacy.guard.approvals import Verdict
+from fl_privacy.guard.domain import Policy
+from fl_privacy.guard.review import CodeVerdict
+from fl_privacy.guard.sandbox import Isolation
+from fl_privacy.messages import PrivacyUnit
+from fl_privacy.privacy.entries import Event
 
 PLAN_A, PLAN_B, KEY = "a" * 64, "b" * 64, "c" * 64
 
@@ -27,18 +36,49 @@ def test_both_languages_tell_the_same_values(key: str) -> None:
 
 
 def labels_used() -> set[str]:
-    """Every constant that a page passes to ``say``."""
+    """Every constant that a page passes to ``say``, also as one of two."""
     found = set()
     for file in Path(fl_privacy.console.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "say":
-                found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
+                found |= {label for argument in node.args for label in constants(argument)}
     return found
 
 
-def test_every_label_that_a_page_uses_is_in_the_catalogue() -> None:
+def constants(argument: ast.expr) -> Iterator[str]:
+    if isinstance(argument, ast.IfExp):
+        yield from constants(argument.body)
+        yield from constants(argument.orelse)
+    elif isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+        yield argument.value
+
+
+def labels_looked_up() -> set[str]:
+    """Every label that a page takes from a table, or makes of what the guard tells."""
+    kinds = {event.model_fields["kind"].default for event in get_args(Event)}
+    tables = {
+        *TABS,
+        *parts.STATUS,
+        *parts.SEVERITY,
+        *jobs_page.STATES,
+        *budget_page.VERDICTS,
+        *dict(ledger_page.COLUMNS).values(),
+    }
+    told = {*get_args(Verdict), *get_args(CodeVerdict), *get_args(PrivacyUnit)}
+    sandbox = {f"{part} {how}" for part in Isolation.model_fields for how in ("shut", "open")}
+    policy = {f"policy {line}" for line in Policy.model_fields}
+    without = {f"policy no {line}" for line, field in Policy.model_fields.items() if field.default in (None, False)}
+    return kinds | tables | told | sandbox | policy | without
+
+
+def test_every_label_that_a_page_names_is_in_the_catalogue() -> None:
     used = labels_used()
-    assert len(used) > 60 and used <= WORDS.keys()
+    assert len(used) > 60 and used - WORDS.keys() == set()
+    assert {"signed", "not signed"} <= used, "both of two"
+
+
+def test_every_state_kind_and_policy_line_that_a_guard_can_tell_is_in_the_catalogue() -> None:
+    assert labels_looked_up() - WORDS.keys() == set()
 
 
 def test_a_state_that_no_catalogue_knows_is_shown_as_it_is() -> None:

@@ -117,7 +117,7 @@ def serve(app: FastAPI, **where: Any) -> Iterator[uvicorn.Server]:
 
 
 def a_plan(name: str = "a-plan") -> TrainingPlan:
-    architecture = json.dumps({"model_type": "bert", "num_hidden_layers": 2})
+    architecture = json.dumps({"model_type": "bert", "num_hidden_layers": 2, "max_position_embeddings": 512})
     model = ModelSpec(source="none", architecture=architecture, vocabulary="1" * 64, weights="2" * 64)
     return TrainingPlan.create(name=name, purpose="nothing but this test", model=model, owners=("alba", "berg", "cove"))
 

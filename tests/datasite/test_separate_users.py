@@ -23,7 +23,7 @@ from fl_privacy.errors import ConnectionFailed, HomeError
 from fl_privacy.guard.client import GuardClient
 from fl_privacy.guard.corpus import add_corpus
 from fl_privacy.guard.home import GuardHome
-from fl_privacy.messages import sign
+from fl_privacy.messages import Row, sign
 from fl_privacy.owner import Owner
 from fl_privacy.scientist.desk import Desk
 from fl_privacy.template import render
@@ -145,7 +145,7 @@ def prepare(home: Path) -> Owner:
     rows = home / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(60)), encoding="utf-8")
     with GuardHome(owner.guard_home) as guard:
-        add_corpus(guard, rows, ["made up"] * 3)
+        add_corpus(guard, rows, [Row(text="made up")] * 3)
     rows.unlink()
     hand(owner.guard_home, GUARD)
     hand(owner.datasite.home, DESK)

@@ -28,7 +28,7 @@ from fl_privacy.errors import (
     PlanError,
     RequestDenied,
 )
-from fl_privacy.messages import CorpusCard, RoundOrder, Signed, open_signed, public_hex, sign
+from fl_privacy.messages import CorpusCard, RoundOrder, Row, Signed, open_signed, public_hex, sign
 from fl_privacy.scientist.desk import Desk
 from fl_privacy.scientist.relay import RelayClient
 from tests.datasite.guard_double import STEPS, GuardDouble, an_order
@@ -37,7 +37,12 @@ pytestmark = pytest.mark.end_to_end
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 CARD = CorpusCard(
-    owner="alba", title="Letters", description="Invented.", corpus="c" * 64, declared_size=500, mock_rows=("Dear Ada,", "Yours")
+    owner="alba",
+    title="Letters",
+    description="Invented.",
+    corpus="c" * 64,
+    declared_size=500,
+    mock_rows=(Row(text="Dear Ada,"), Row(text="Yours", label="end")),
 )
 
 
@@ -86,7 +91,7 @@ def test_the_published_corpus_shows_mock_rows_and_holds_only_a_reference(owner, 
     newer = CARD.model_copy(update={"declared_size": 600})
     accounts.publish_corpus(owner, [newer])
     (seen,) = desk._client.api.services.dataset.get_all()
-    assert seen.assets[0].mock["rows"] == list(CARD.mock_rows)
+    assert seen.assets[0].mock["rows"] == [{"text": "Dear Ada,"}, {"text": "Yours", "label": "end"}]
     assert seen.assets[0].mock["declared_size"] == 600
     assert seen.assets[0].data is None
     (owned,) = owner.api.services.dataset.get_all()

@@ -1,4 +1,4 @@
-"""One prepared runner for all tests that meet trouble."""
+"""One prepared runner for all tests that meet trouble, and real owners for those that need datasites, too."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from tests.durability.crash_matrix import MEMORY
 from tests.durability.runner import Runner
+from tests.end_to_end.test_federation import world  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from fl_privacy.privacy.audit import pld_epsilon
 from fl_privacy.privacy.entries import Spend
 from fl_privacy.privacy.ledger import Ledger
 from tests.durability.life import PAID, VICTIM, Life
-from tests.guard.protocol import changed
+from tests.guard.protocol import changed, sha256
 
 NO_TOTAL = "ef" * 32
 
@@ -96,13 +96,17 @@ def check_decisions(life: Life) -> None:
 
 
 def check_orders(life: Life) -> None:
-    """Closed stays closed, for one sum; and nothing that is not closed gives its self-mask."""
+    """Closed stays closed, for one sum; nothing gives its self-mask that is not closed by all; no sum is decrypted again."""
     guard = life.victim
     closed = {fact["order"] for fact in life.journal.all("survivors") if fact["owner"] == VICTIM}
+    decrypted = [fact["order"] for fact in life.journal.all("decrypted")]
+    must(len(decrypted) == len(set(decrypted)), f"a sum was decrypted twice: {decrypted}")
     for folder in folders(guard.home):
         must(folder.is_closed or folder.digest not in closed, f"order {folder.digest} is no longer closed")
         if folder.is_closed:
             refused(lambda f=folder: guard.closing.close(changed(f.closing, total=NO_TOTAL)), AlreadyOpened)
+            alone = RevealRequest(**dict(folder.closing), survivors=(guard.closing.close(folder.closing),))
+            refused(lambda r=alone: guard.closing.reveal(r))
             must(not folder.update.exists(), f"the update of closed order {folder.digest} is still there")
         else:
             signed = Signed.parse((folder.path / "order.json").read_bytes())
@@ -124,13 +128,16 @@ def folders(home: GuardHome) -> Iterator[OrderFolder]:
 
 
 def check_files(life: Life, finished: bool) -> None:
-    """Only the owner's user can read what is secret, and nothing is left of what no order needs."""
+    """Only the owner's user can read what is secret, blobs are whole, and nothing is left of what no order needs."""
     home = life.victim.home
     for path in home.folder.rglob("*"):
         is_secret = path.suffix in (".f32", ".key", ".partial", ".sqlite") or path.parent.name in ("keys", "corpus", "outbox")
         must(not path.is_file() or not is_secret or not path.stat().st_mode & 0o077, f"{path} can be read by others")
     partial = [path.name for place in ("rounds", "inbox", "outbox") for path in (home.folder / place).rglob("*.partial")]
     must(not partial, f"left behind: {partial}")
+    blobs = [path for place in ("inbox", "outbox") for path in (home.folder / place).iterdir() if not path.suffix]
+    torn = [path.name for path in blobs if sha256(path) != path.name]
+    must(not torn, f"blobs whose bytes are not what their names say: {torn}")
     for folder in folders(home):
         must(not folder.self_mask.exists() or folder.is_closed or folder.is_sealed, f"a useless self-mask in {folder.digest}")
         must(not finished or not folder.update.exists(), f"a useless update in {folder.digest}")

@@ -24,7 +24,7 @@ from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.orders import OrderFolder
 from fl_privacy.messages import CloseRequest, OpenedSum, OpenRequest, RoundOrder, Signed, UpdateReceipt, sign
 from fl_privacy.plan import ATTEMPTS_PER_ROUND
-from tests.builders import OWNERS, enrol_all, order_for, texts, tiny_bundle, tiny_plan, write_domain
+from tests.builders import OWNERS, enrol_all, order_for, text_rows, texts, tiny_bundle, tiny_plan, write_domain
 from tests.durability.traps import Traps
 from tests.guard.conftest import ROWS, finished, upload
 from tests.guard.protocol import Attempt, sha256
@@ -61,7 +61,7 @@ class Life:
         self.folder, self.homes = folder, folder / "homes"
         self.journal = Journal(folder / "journal")
         self.traps = traps or Traps(self.homes / VICTIM)
-        self.traps.trained = lambda order: self.journal.note("trained", order=order)
+        self.traps.seen = lambda what, order: self.journal.note(what, order=order)
         self.guards: dict[str, Guard] = {}
         self.bundle = tiny_bundle()
         self.plan = tiny_plan(self.bundle, rounds=ROUNDS, retries=RETRIES)
@@ -99,7 +99,7 @@ class Life:
         for owner, guard in self.guards.items():
             file = self.folder / f"{owner}.jsonl"
             file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(ROWS, seed=sum(map(ord, owner)))))
-            add_corpus(guard.home, file, texts(5, seed=99))
+            add_corpus(guard.home, file, text_rows(5, seed=99))
         enrol_all({owner: guard.enrolment for owner, guard in self.guards.items()})
         for guard in self.guards.values():
             guard.approve(self.code)

@@ -60,7 +60,7 @@ class Runner:
     def prepare(self) -> None:
         """Live the whole life once in a child, count its events, and keep a copy of the homes at each phase."""
         installed_package()  # what is edited meanwhile does not change it
-        multiprocessing.forkserver.ensure_running()  # one for all: it takes seconds to start
+        _start_fork_server()
         first = self.folder / "snapshots" / "0"
         first.mkdir(parents=True)
         _in_child(lambda: Life(first).make_homes(), self.folder / "made.json")
@@ -107,6 +107,13 @@ class Runner:
         known = back.pop("known") or not died
         outcome = "reported failed" if told else "recovered" if known else "not started"
         return Verdict(point, outcome, told=told, **back)
+
+
+def _start_fork_server() -> None:
+    """One for all: it takes seconds to start."""
+    server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    server.set_forkserver_preload(["tests.durability.fork_server", *server._preload_modules])
+    server.ensure_running()
 
 
 def _modes(event: str) -> list[Mode]:
@@ -167,7 +174,9 @@ def _meet(folder: Path, point: Point) -> dict[str, Any]:
 
 def _come_back(folder: Path, phase: int, before: float) -> dict[str, Any]:
     """The guard is started again; the owners and the scientist do again what they did, and then the rest."""
-    life = Life(folder)
+    traps = Traps(folder / "homes" / VICTIM)
+    traps.set()
+    life = Life(folder, traps)
     life.open()
     after = check_at_rest(life, before)
     known = phase == 0 or life.knows(phase)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,25 @@ def test_a_life_has_far_more_than_fifty_points(runner: Runner) -> None:
     assert len(events) >= 150 and len(runner.points()) >= 300
     for kind in ("sql", "create", "sync", "replace", "rename", "unlink", "mkdir", "worker", "answer"):
         assert any(event.startswith(kind) for event in events), kind
+
+
+def test_what_is_moved_into_place_is_flushed_before_and_named_for_good_before_anything_relies_on_it(runner: Runner) -> None:
+    """Killing a process takes nothing from a disk; a power cut would, and only the order of events tells about that."""
+    for events in runner.events:
+        flushed: Counter[str] = Counter()  # files, by folder
+        unnamed: set[str] = set()  # folders
+        for event in events:
+            kind, _, path = event.partition(" ")
+            folder = path.rpartition("/")[0] or "(home)"
+            if kind == "sync":
+                flushed[folder] += path.endswith(".partial")
+                unnamed.discard(path)
+            elif kind == "replace":
+                flushed[folder] -= 1
+                assert flushed[folder] >= 0, event
+                unnamed |= {folder} - {"inbox"}  # an upload can come again
+            elif kind in ("sql", "answer"):
+                assert not unnamed, event
 
 
 @pytest.mark.parametrize(

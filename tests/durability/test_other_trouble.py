@@ -54,6 +54,13 @@ def test_a_clock_that_goes_back_revives_no_expired_approval(
         check_not_expired(decision, bank.home)
 
 
+def test_what_the_ledger_has_written_is_on_the_disk_before_anybody_hears_of_it(rooms: Strongrooms) -> None:
+    """A killed process does not show it: SQLite flushes file and folder at each COMMIT, as long as nobody makes it faster."""
+    database = rooms.guards["bank"].home.ledger._file._db
+    assert database.execute("PRAGMA synchronous").fetchone() == (3,)  # EXTRA
+    assert database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
 def test_a_home_takes_one_guard_only(rooms: Strongrooms) -> None:
     with pytest.raises(HomeError, match="in use by a running guard"):
         Guard(GuardHome(rooms.guards["bank"].home.folder))

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fl_privacy.guard import worker
+from fl_privacy.guard import closing, worker
+from fl_privacy.messages import RoundOrder
 
 Mode = Literal["before", "after", "torn", "full", "worker"]
 Result = TypeVar("Result")
@@ -45,7 +46,7 @@ class Traps:
         self.events: list[str] = []
         self.is_full = False
         self.worker = 0  # its pid
-        self.trained: Callable[[str], None] = lambda order: None  # called before a worker starts
+        self.seen: Callable[[str, str], None] = lambda what, order: None  # called before an order is "trained" or "decrypted"
         self._lock = threading.Lock()
         self._raw_open = os.open
 
@@ -54,6 +55,7 @@ class Traps:
         self._wrap_calls()
         self._wrap_sqlite()
         self._wrap_worker()
+        self._wrap_opening()
 
     def event(self, name: str, act: Callable[[], Result], tear: Callable[[], None] | None = None) -> Result:
         """One durable side effect, or another moment (``act`` does nothing then)."""
@@ -212,7 +214,7 @@ class Traps:
             def step(number: int, steps: int) -> None:
                 self.event(f"worker step {number}", lambda: on_step(number, steps))
 
-            self.trained(Path(job.update).parent.name)
+            self.seen("trained", Path(job.update).parent.name)
             self.event("worker asked for", lambda: None)
             try:
                 real(job, step, start)
@@ -221,3 +223,13 @@ class Traps:
             self.event("worker ended", lambda: None)
 
         worker.run = run
+
+    def _wrap_opening(self) -> None:
+        real = closing.open_sum
+
+        def open_sum(total: Any, order: RoundOrder, *args: Any) -> Any:
+            if self._is_ours(total.name):
+                self.seen("decrypted", order.digest())
+            return real(total, order, *args)
+
+        closing.open_sum = open_sum

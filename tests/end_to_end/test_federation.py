@@ -28,7 +28,7 @@ from fl_privacy.privacy.audit import audit_export
 from fl_privacy.scientist.desk import Desk
 from fl_privacy.scientist.federation import Federation, Login
 from fl_privacy.scientist.history import Watcher
-from tests.builders import OWNERS, texts, tiny_bundle, tiny_plan, write_domain
+from tests.builders import OWNERS, text_rows, texts, tiny_bundle, tiny_plan, write_domain
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 EMAIL = "scientist@university.example.org"
@@ -60,7 +60,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         file = folder / f"{name}.txt"
         file.write_text("\n".join(texts(200, seed=len(name))), encoding="utf-8")
         with GuardHome(folder / name / "guard") as home:
-            add_corpus(home, file, texts(20, seed=1))
+            add_corpus(home, file, text_rows(20, seed=1))
     try:
         with ThreadPoolExecutor() as pool:
             list(pool.map(Owner.start, owners.values()))
@@ -78,12 +78,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def test_the_main_job(world: World, tmp_path: Path) -> None:
-    plan = tiny_plan(world.bundle, name="main-job")
+    plan = tiny_plan(world.bundle, name="main-job", holdout=0.2)
     with pytest.raises(NotApproved, match="never submitted"):
-        world.federation.run(plan, world.bundle, texts(10), tmp_path)
+        world.federation.run(plan, world.bundle, text_rows(10), tmp_path)
     world.federation.submit(plan)
     with pytest.raises(NotApproved, match="has not decided"):
-        world.federation.run(plan, world.bundle, texts(10), tmp_path)
+        world.federation.run(plan, world.bundle, text_rows(10), tmp_path)
     world.approve(plan)
     assert {state.status for state in world.federation.status(plan).values()} == {"approved"}
 
@@ -97,7 +97,10 @@ def test_the_main_job(world: World, tmp_path: Path) -> None:
         assert (found.order, found.cohort, len(found.openers)) == (record.order, OWNERS, 2)
         assert found.openers == tuple(sorted(record.openers)) and record.failure_log2 < -40
     assert history.rounds[0].openers != history.rounds[1].openers
-    assert [json.loads(line)["round"] for line in (tmp_path / "history.jsonl").read_text().splitlines()] == [0, 1]
+    (evaluation,) = history.evaluations
+    assert (evaluation.round, evaluation.cohort, evaluation.counts.keys()) == (2, OWNERS, evaluation.deviations.keys())
+    assert verify_round(tmp_path / "evaluations" / "002", registry).order == evaluation.order
+    assert [json.loads(line)["round"] for line in (tmp_path / "history.jsonl").read_text().splitlines()] == [0, 1, 2]
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
     base = parameters.from_bytes(world.bundle.weights)
     name = "bert.encoder.layer.0.attention.self.query.weight"
@@ -108,7 +111,7 @@ def test_the_main_job(world: World, tmp_path: Path) -> None:
         result = audit_export(file, export_ledger(world.owners[owner].home, file), statement)
         assert result.findings == ()
         assert 0 < result.epsilon_recomputed <= plan.target_epsilon * 1.01
-        assert history.rounds[-1].spends[owner].epsilon == statement.epsilon_spent
+        assert evaluation.spends[owner].epsilon == statement.epsilon_spent
 
 
 def test_a_denial_reaches_the_scientist_with_its_reason(world: World, tmp_path: Path) -> None:
@@ -123,10 +126,13 @@ def test_a_denial_reaches_the_scientist_with_its_reason(world: World, tmp_path: 
     bank.deny(request.number, "that is more than we give anyone")
     assert world.federation.status(plan)["bank"].reason == "that is more than we give anyone"
     with pytest.raises(RequestDenied, match="bank denied plan 'greedy': that is more than we give anyone"):
-        world.federation.run(plan, world.bundle, texts(10), tmp_path)
+        world.federation.run(plan, world.bundle, text_rows(10), tmp_path)
 
 
-def test_a_guard_killed_in_training_is_named_and_the_others_resend_for_free(world: World, tmp_path: Path) -> None:
+def test_a_guard_killed_in_training_is_named_and_the_others_resend_for_free(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fl_privacy.scientist.rounds.PATIENCE_SECONDS", 0.0)  # else the guard is waited for
     plan = tiny_plan(world.bundle, name="killed", rounds=1, retries=1, target_epsilon=2.0, local_steps=3)
     world.federation.submit(plan)
     world.approve(plan)
@@ -147,7 +153,7 @@ def test_a_guard_killed_in_training_is_named_and_the_others_resend_for_free(worl
             clinic.start_guard()
 
     watcher = Killer()
-    history = world.federation.run(plan, world.bundle, texts(10), tmp_path, watcher=watcher, timeout=120)
+    history = world.federation.run(plan, world.bundle, text_rows(10), tmp_path, watcher=watcher, timeout=120)
 
     assert list(watcher.failures) == ["clinic"], watcher.failures
     assert [(record.round, record.attempt) for record in history.rounds] == [(0, 1)]
@@ -182,7 +188,7 @@ def test_a_guard_killed_after_it_closed_is_waited_for(world: World, tmp_path: Pa
         return reveal(request)
 
     monkeypatch.setattr(relay, "reveal_self_mask", kill_first)
-    history = world.federation.run(plan, world.bundle, texts(10), tmp_path, timeout=120)
+    history = world.federation.run(plan, world.bundle, text_rows(10), tmp_path, timeout=120)
     assert [(record.round, record.attempt) for record in history.rounds] == [(0, 0)]
     assert trainings_paid(school, plan) == 1
 

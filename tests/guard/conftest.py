@@ -22,7 +22,7 @@ from fl_privacy.guard.home import GuardHome
 from fl_privacy.learning.models import ModelBundle
 from fl_privacy.messages import Signed, sign
 from fl_privacy.plan import TrainingPlan
-from tests.builders import OWNERS, enrol_all, order_for, texts, tiny_bundle, tiny_plan, write_domain
+from tests.builders import OWNERS, enrol_all, order_for, text_rows, texts, tiny_bundle, tiny_plan, write_domain
 
 if TYPE_CHECKING:
     from tests.guard.protocol import Attempt, Worker
@@ -81,7 +81,7 @@ def make_guard(folder: Path, owner: str, rows: int = ROWS, epsilon: float = 8.0)
     home = GuardHome.create(folder / owner, Domain.read(write_domain(folder, owner, epsilon)))
     file = folder / f"{owner}.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(rows, seed=sum(map(ord, owner)))))
-    add_corpus(home, file, texts(5, seed=99))
+    add_corpus(home, file, text_rows(5, seed=99))
     return Guard(home)
 
 

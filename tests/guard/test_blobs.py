@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +21,7 @@ from fl_privacy.guard.blobs import Blobs
 def blobs(tmp_path: Path) -> Blobs:
     for name in ("inbox", "outbox"):
         (tmp_path / name).mkdir()
-    return Blobs(tmp_path)
+    return Blobs(tmp_path, lambda: nullcontext(frozenset()))
 
 
 async def stream(*chunks: bytes, breaks: bool = False) -> AsyncIterator[bytes]:
@@ -107,7 +108,7 @@ def test_what_is_published_is_named_by_its_hash_and_complete_or_absent(blobs: Bl
 def test_what_a_dead_guard_left_unfinished_is_removed_at_the_next_start(blobs: Blobs, tmp_path: Path) -> None:
     for folder in (blobs.inbox, blobs.outbox):
         (folder / "ab.partial").write_bytes(b"half")
-    Blobs(tmp_path)
+    Blobs(tmp_path, lambda: nullcontext(frozenset()))
     assert [*blobs.inbox.iterdir(), *blobs.outbox.iterdir()] == []
 
 
@@ -141,6 +142,31 @@ def test_beyond_its_quota_a_scientists_own_oldest_blob_makes_room_and_nobody_els
     os.utime(blobs.inbox / oldest, (time.time() - 100,) * 2)
     others = {bring(blobs, b"5678", ADA), bring(blobs, b"9abc", ADA)}
     assert kept(blobs) == {bobs} | others
+
+
+def test_what_an_unopened_order_needs_is_never_dropped_and_the_oldest_of_the_rest_goes_first(
+    tmp_path: Path, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UPLOADER_COUNT", 3)
+    needed, old, newer = (bring(blobs, content, ADA) for content in (b"model", b"old", b"newer"))
+    for age, name in enumerate((newer, old, needed), start=1):
+        os.utime(blobs.inbox / name, (time.time() - 100 * age,) * 2)
+    careful = Blobs(tmp_path, lambda: nullcontext({needed}))
+    arrived = bring(careful, b"new", ADA)
+    assert kept(careful) == {needed, newer, arrived}
+
+
+def test_when_what_is_needed_leaves_no_room_the_upload_is_refused_with_why_and_nothing_is_lost(
+    tmp_path: Path, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = {bring(blobs, b"model", ADA), bring(blobs, b"spare", ADA)}
+    monkeypatch.setattr(module, "UPLOADER_QUOTA", 10)
+    careful = Blobs(tmp_path, lambda: nullcontext({name_of(b"model")}))
+    with pytest.raises(TooLarge, match="1 are needed by orders that are not opened yet, so finish their rounds first"):
+        bring(careful, b"larger", ADA)
+    assert kept(careful) == both, "what could have gone stays, since it would not have helped"
+    bring(careful, b"small", ADA)
+    assert kept(careful) == {name_of(b"model"), name_of(b"small")}
 
 
 def test_an_upload_larger_than_its_scientists_quota_is_refused_and_leaves_nothing(

@@ -210,13 +210,14 @@ class serving:  # noqa: N801 - used as a context manager
         (self.home / FRONT_SOCKET).unlink(missing_ok=True)
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen([sys.executable, "-m", "fl_privacy.guard", str(self.home)], env=environment)
-        client, deadline = GuardClient(self.home / FRONT_SOCKET), time.monotonic() + 60
-        while time.monotonic() < deadline:
+        client, deadline = GuardClient(self.home / FRONT_SOCKET), time.monotonic() + 240  # of a busy machine
+        while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(ConnectionFailed):
                 client.call("GET", "/v1/info")
-                break
+                return self.process, client
             time.sleep(0.05)
-        return self.process, client
+        self.__exit__()
+        raise TimeoutError(f"the guard at {self.home} does not answer; its exit code is {self.process.returncode}")
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()

@@ -15,12 +15,13 @@ from fl_privacy.guard.domain import Domain
 from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.home_ledger import FILE, HEAD
-from fl_privacy.messages import UpdateReceipt, sign
+from fl_privacy.messages import RoundOrder, UpdateReceipt, sign
 from fl_privacy.owner_files import export_ledger, import_ledger, read_ledger
 from fl_privacy.privacy.entries import Spend, Witness
 from tests.builders import texts, write_domain
-from tests.guard.conftest import ROWS, Strongrooms
-from tests.guard.protocol import Attempt, changed
+from tests.guard.conftest import ROWS, Strongrooms, make_strongrooms
+from tests.guard.protocol import Attempt, Worker, changed
+from tests.guard.protocol import sealed as sealed_by
 
 DIGEST = "ab" * 32
 
@@ -138,3 +139,27 @@ def test_a_budget_over_a_period_is_reviewed_by_what_it_bounds(
     assert "in the last 30 days" in report.sentence
     assert f"it would reach {ledger.forecast(plan_spends(rooms.plan, ROWS)):.2f}, which nothing bounds" in report.sentence
     guard.close()
+
+
+def test_a_receipt_tells_what_a_budget_over_a_period_bounds_and_the_total(
+    tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def monthly(folder: Path, owner: str, epsilon: float) -> Path:
+        file = write_domain(folder, owner, epsilon)
+        file.write_text(file.read_text().replace("[budget]\n", "[budget]\nperiod_days = 30\n"))
+        return file
+
+    monkeypatch.setattr("tests.guard.conftest.write_domain", monthly)
+    rooms = make_strongrooms(tmp_path)
+    bank, now = rooms.guards["bank"].home.ledger, time.time()
+    bank.reserve(DIGEST, rooms.plan.digest(), round_spend(rooms.plan, ROWS))
+    once = bank.spent
+    monkeypatch.setattr("time.time", lambda: now + 40 * 86_400)
+    rooms.guards["bank"].approve(rooms.code, 90)
+    signed = rooms.order()
+    rooms.guards["bank"].rounds.place(signed)
+    word = UpdateReceipt.parse(sealed_by(rooms.guards["bank"], RoundOrder.parse(signed.body)).body)
+    assert (word.period_days, word.epsilon_in_period, word.epsilon_spent) == (30, once, bank.spent)
+    assert word.epsilon_spent > once
+    for guard in rooms.guards.values():
+        guard.close()

@@ -16,7 +16,7 @@ from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.review import Review, check_approvable, review
 from fl_privacy.guard.sandbox import Isolation
 from fl_privacy.messages import sign
-from tests.builders import OWNERS, texts, tiny_bundle, tiny_plan, write_domain
+from tests.builders import OWNERS, text_rows, texts, tiny_bundle, tiny_plan, write_domain
 
 BUNDLE = tiny_bundle()
 ISOLATED = Isolation(network="isolated", files="isolated")
@@ -32,9 +32,9 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[GuardHome]:
 
 
 def reviewed(home: GuardHome, tmp_path: Path, encryption: str) -> Review:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts(200)), encoding="utf-8")
-    card = add_corpus(home, rows, texts(5, seed=99))
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts(200)), encoding="utf-8")
+    card = add_corpus(home, file, text_rows(5, seed=99))
     plan = tiny_plan(BUNDLE, encryption=encryption)
     return review(template.render(sign(plan, Ed25519PrivateKey.generate())), home, card, ISOLATED)
 

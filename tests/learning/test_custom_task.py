@@ -10,19 +10,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
-from transformers import BertForMaskedLM
+from transformers import PreTrainedModel
 
 from fl_privacy.errors import PlanError
-from fl_privacy.learning.custom_task import CustomTask, batch_of, per_example_custom_loss, problems, rehearse
-from fl_privacy.learning.local_training import _without_bias_alias, train_update
+from fl_privacy.learning.batches import Features, collate
+from fl_privacy.learning.custom_task import CustomTask, problems, rehearse
+from fl_privacy.learning.evaluation import evaluate
+from fl_privacy.learning.local_training import train_update
 from fl_privacy.learning.models import build_model, parameters_of
+from fl_privacy.learning.scores import fit_for_dp
 from fl_privacy.learning.task_language import Program, TaskFailed
-from fl_privacy.learning.task_values import LONGEST
-from fl_privacy.learning.tasks import IGNORED
+from fl_privacy.learning.task_values import LONGEST, TaskTokenizer
 from fl_privacy.learning.tokenizer import tokenizer_of
-from fl_privacy.parameters import norm, specs_of, subtract
+from fl_privacy.messages import Row
+from fl_privacy.parameters import Parameters, norm, specs_of, subtract
 from fl_privacy.privacy.dp_sgd import DPSettings, train_privately
-from tests.tiny_model import SENTENCES, VOCABULARY, NoNoise, clipped, tiny_bundle, tiny_plan, weights_of
+from tests.tiny_model import ROWS, SENTENCES, VOCABULARY, NoNoise, clipped, tiny_bundle, tiny_plan, weights_of
 
 TOKENIZER = tokenizer_of(VOCABULARY)
 LENGTH = 40
@@ -58,7 +61,7 @@ def _run(body: str, argument: Any = 0) -> Any:
     return Program(f"import math\nimport torch\ndef f(a):\n{lines}").call("f", argument)
 
 
-def _model() -> BertForMaskedLM:
+def _model() -> PreTrainedModel:
     return build_model(tiny_bundle().spec, VOCABULARY, weights_of(tiny_bundle()))
 
 
@@ -66,18 +69,22 @@ def _task(source: str = FIXED_MASKS) -> CustomTask:
     return CustomTask(source, TOKENIZER, LENGTH)
 
 
+def _example(task: CustomTask, text: str) -> Features:
+    return task.features(Row(text=text), np.random.default_rng(0))
+
+
 def _clipped_sum(task: CustomTask, texts: list[str], bound: float) -> dict[str, Any]:
     model = _model()
     before = parameters_of(model)
-    examples = [task.example(text, [0.0] * LENGTH) for text in texts]
-    with _without_bias_alias(model):
+    examples = [_example(task, text) for text in texts]
+    with fit_for_dp(model):
         train_privately(
             model,
             torch.optim.SGD(list(model.parameters()), lr=1.0),
             DPSettings(noise_multiplier=1.0, max_grad_norm=bound, sample_rate=0.5, expected_batch_size=1),
             rows=len(texts),
             steps=1,
-            losses=lambda indices: per_example_custom_loss(model, task, batch_of([examples[i] for i in indices], 0)),
+            losses=lambda indices: task.loss(model, collate([examples[i] for i in indices], 0)),
             after_step=lambda step: None,
             randomness=NoNoise(),
         )
@@ -118,12 +125,12 @@ def test_one_record_moves_the_clipped_sum_by_at_most_the_bound_whatever_the_loss
 @given(st.lists(st.sampled_from(SENTENCES), min_size=2, max_size=5), st.sampled_from(sorted(MIXERS)))
 def test_an_examples_gradient_does_not_depend_on_its_batch_mates(texts: list[str], mixer: str) -> None:
     task, model = _task(FEATURES + "def loss(scores, labels):\n    " + MIXERS[mixer]), _model()
-    batch = batch_of([task.example(text, []) for text in texts], 0)
+    examples = [_example(task, text) for text in texts]
     weight = model.bert.embeddings.position_embeddings.weight
-    together = per_example_custom_loss(model, task, batch)
-    for index, text in enumerate(texts):
+    together = task.loss(model, collate(examples, 0))
+    for index, example in enumerate(examples):
         (among_others,) = torch.autograd.grad(together[index], weight, retain_graph=True)
-        (alone,) = torch.autograd.grad(per_example_custom_loss(model, task, batch_of([task.example(text, [])], 0))[0], weight)
+        (alone,) = torch.autograd.grad(task.loss(model, collate([example], 0))[0], weight)
         assert (among_others - alone).norm() <= 1e-4 * alone.norm() + 1e-6  # padding changes the order of float32 sums
 
 
@@ -131,10 +138,9 @@ def test_an_examples_gradient_does_not_depend_on_its_batch_mates(texts: list[str
 @given(st.lists(st.sampled_from([*SENTENCES, "", "鼠\ud800", "[MASK]"]), min_size=1, max_size=8))
 def test_equal_records_have_equal_features_whatever_came_between(texts: list[str]) -> None:
     task = _task()
-    first = [task.example(text, []) for text in texts]
+    first = [_example(task, text) for text in texts]
     for example, text in zip(reversed(first), reversed(texts), strict=True):
-        again = task.example(text, [])
-        assert np.array_equal(example.ids, again.ids) and np.array_equal(example.labels, again.labels)
+        assert all(map(np.array_equal, example, _example(task, text)))
 
 
 def test_the_task_cannot_change_what_other_examples_use() -> None:
@@ -174,10 +180,10 @@ def test_a_failure_on_a_record_contributes_zero_and_tells_nobody(ending: str) ->
     source = "import torch\ndef features(text, tokenizer):\n    ids = tokenizer.encode(text)\n    " + ending
     source += "\ndef loss(scores, labels):\n    return scores.sum()\n"
     task = _task(source)
-    example = task.example("病人" * 20, [])
-    assert (example.labels == IGNORED).all() and example.ids.tolist() == [TOKENIZER.cls_token_id, TOKENIZER.sep_token_id]
+    example = _example(task, "病人" * 20)
+    assert not len(example.labels) and example.ids.tolist() == [TOKENIZER.cls_token_id, TOKENIZER.sep_token_id]
     with pytest.raises(TaskFailed):
-        task.try_example("病人" * 20, [])
+        task.try_features("病人" * 20, [])
 
 
 @pytest.mark.parametrize(
@@ -337,7 +343,7 @@ def test_no_value_shows_an_address() -> None:
     ]
     for value in values:
         assert "0x" not in _run(f"return str({value})", [1, 2])
-    assert "0x" not in Program("def f(t):\n    return str([t])").call("f", _task()._tokenizer)
+    assert "0x" not in Program("def f(t):\n    return str([t])").call("f", TaskTokenizer(TOKENIZER, LENGTH))
 
 
 def test_a_failure_tells_line_and_kind_and_nothing_of_the_record() -> None:
@@ -365,8 +371,10 @@ def test_a_rehearsal_on_public_texts_tells_what_training_would_keep_quiet() -> N
 def test_draws_are_fresh_random_numbers_for_each_use() -> None:
     drawn = "def features(text, tokenizer, draws):\n    n = int(draws[0] * 5)\n    return {'input_ids': [n], 'labels': [n]}\n"
     task = _task(drawn + "def loss(scores, labels):\n    return scores.sum()")
-    assert task.example("x", [0.5] * LENGTH).ids.tolist() == [2]
-    assert task.example("x", [0.9] * LENGTH).ids.tolist() == [4]
+    assert task.try_features("x", [0.5] * LENGTH).ids.tolist() == [2]
+    assert task.try_features("x", [0.9] * LENGTH).ids.tolist() == [4]
+    drawn_ids = {int(task.features(Row(text="x"), np.random.default_rng(seed)).ids[0]) for seed in range(50)}
+    assert drawn_ids == {0, 1, 2, 3, 4}
 
 
 def test_long_records_are_cut_before_the_task_sees_them() -> None:
@@ -374,7 +382,7 @@ def test_long_records_are_cut_before_the_task_sees_them() -> None:
         "def features(text, tokenizer):\n    return {'input_ids': [len(text) // 1000], 'labels': [1]}\n"
         "def loss(scores, labels):\n    return scores.sum()"
     )
-    assert task.example("x" * 3 * LONGEST, []).ids.tolist() == [LONGEST // 1000]
+    assert _example(task, "x" * 3 * LONGEST).ids.tolist() == [LONGEST // 1000]
 
 
 def test_a_plan_with_a_custom_task_trains_and_learns() -> None:
@@ -382,19 +390,22 @@ def test_a_plan_with_a_custom_task_trains_and_learns() -> None:
     fields = {"rounds": 1, "local_steps": 12, "batch_size": 40, "learning_rate": 0.04, "max_grad_norm": 1.0}
     plan = tiny_plan(bundle, task="custom", custom_task=FIXED_MASKS, **fields)
     weights = weights_of(bundle)
-    update = train_update(plan, 0, weights, VOCABULARY, SENTENCES, 75, 0.01, lambda done, steps: None)
+    update = train_update(plan, 0, weights, VOCABULARY, ROWS, 75, 0.01, lambda done, steps: None)
     assert [spec.name for spec in specs_of(update)] == sorted(weights)
 
-    def mean_loss(parameters: Any) -> float:
-        model, task = build_model(bundle.spec, VOCABULARY, parameters), _task()
-        batch = batch_of([task.example(text, []) for text in SENTENCES], 0)
-        hidden = batch.labels != IGNORED
-        with torch.no_grad():
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        scores = logits.gather(1, batch.places.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-        return float(functional.cross_entropy(scores[hidden], batch.labels[hidden]))
+    def perplexity(parameters: Parameters) -> float:
+        return evaluate(plan, build_model(bundle.spec, VOCABULARY, parameters), TOKENIZER, ROWS, 0).summary()["perplexity"]
 
-    assert mean_loss({name: weights[name] + update[name] for name in weights}) < 0.8 * mean_loss(weights)
+    assert perplexity({name: weights[name] + update[name] for name in weights}) < 0.8 * perplexity(weights)
+
+
+def test_an_evaluation_counts_how_often_the_tasks_own_labels_are_guessed() -> None:
+    plan, weights = tiny_plan(tiny_bundle(), task="custom", custom_task=FIXED_MASKS), weights_of(tiny_bundle())
+    weights = {name: np.zeros_like(array) for name, array in weights.items()}
+    weights["cls.predictions.bias"][TOKENIZER.convert_tokens_to_ids("病")] = 50.0
+    counts = evaluate(plan, build_model(plan.model, VOCABULARY, weights), TOKENIZER, [Row(text="病人今天病人")], 0)
+    assert counts["positions"] == 2  # every third token: 病 and 天
+    assert counts.headline == 0.5
 
 
 def test_a_task_that_fails_on_every_record_releases_noise_only() -> None:
@@ -405,7 +416,7 @@ def test_a_task_that_fails_on_every_record_releases_noise_only() -> None:
         0,
         weights_of(bundle),
         VOCABULARY,
-        SENTENCES,
+        ROWS,
         80,
         1.0,
         lambda *_: None,

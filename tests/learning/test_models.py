@@ -176,7 +176,7 @@ def test_fields_that_load_code_or_repeat_layers_are_not_read() -> None:
 
 
 def test_new_bundle_refuses_a_model_of_another_kind(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     (tmp_path / "vocab.txt").write_bytes(VOCABULARY)
     with pytest.raises(ModelError, match="model_type"):
         load_bundle(tmp_path)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fl_privacy.errors import ModelError
-from fl_privacy.learning.models import build_model
+from fl_privacy.learning.models import build_model, outline
 from fl_privacy.learning.trainable import freeze_except, specs_for, trainable_specs
 from fl_privacy.parameters import specs_of
-from tests.tiny_model import VOCABULARY, tiny_bundle, weights_of
+from tests.tiny_model import VOCABULARY, tiny_bundle, tiny_plan, weights_of
 
 HEAD = {
     "cls.predictions.bias",
@@ -24,7 +24,7 @@ def test_architecture_alone_tells_the_same_as_the_model(trainable: str) -> None:
     bundle = tiny_bundle()
     model = build_model(bundle.spec, VOCABULARY, weights_of(bundle))
     specs = trainable_specs(model, trainable)
-    assert specs == specs_for(bundle.spec, trainable)
+    assert specs == trainable_specs(outline(bundle.spec), trainable) == specs_for(tiny_plan(bundle, trainable=trainable))
     assert [spec.name for spec in specs] == sorted({spec.name for spec in specs})
     freeze_except(model, specs)
     assert {name for name, tensor in model.named_parameters() if tensor.requires_grad} == {spec.name for spec in specs}
@@ -32,16 +32,16 @@ def test_architecture_alone_tells_the_same_as_the_model(trainable: str) -> None:
 
 def test_all_is_every_tensor_of_the_weights() -> None:
     bundle = tiny_bundle()
-    assert specs_for(bundle.spec, "all") == specs_of(weights_of(bundle))
+    assert trainable_specs(outline(bundle.spec), "all") == specs_of(weights_of(bundle))
 
 
 def test_head_and_layers() -> None:
     spec = tiny_bundle(num_hidden_layers=12).spec
-    assert {found.name for found in specs_for(spec, "head")} == HEAD
-    names = {found.name for found in specs_for(spec, "layers:1-10")} - HEAD
+    assert {found.name for found in trainable_specs(outline(spec), "head")} == HEAD
+    names = {found.name for found in trainable_specs(outline(spec), "layers:1-10")} - HEAD
     assert {int(name.split(".")[3]) for name in names} == set(range(1, 11))
     assert len(names) == 10 * 16
-    one = {found.name for found in specs_for(spec, "layers:1-1")} - HEAD
+    one = {found.name for found in trainable_specs(outline(spec), "layers:1-1")} - HEAD
     assert all(name.startswith("bert.encoder.layer.1.") for name in one)  # and not layers 10 and 11
     assert len(one) == 16
 
@@ -49,4 +49,4 @@ def test_head_and_layers() -> None:
 @pytest.mark.parametrize("trainable", ["layers:1-2", "layers:1-0", "layers:x-1", "layers:1", "everything", ""])
 def test_an_impossible_setting_is_refused(trainable: str) -> None:
     with pytest.raises(ModelError, match=f"trainable '{trainable}'"):
-        specs_for(tiny_bundle().spec, trainable)
+        trainable_specs(outline(tiny_bundle().spec), trainable)

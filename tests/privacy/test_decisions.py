@@ -72,7 +72,7 @@ def test_an_approval_covers_so_many_trainings(path):
     ledger.reserve(order(0), PLAN, ROUND)
     ledger.void(order(0), "failed, and counts")
     ledger.reserve(order(1), PLAN, ROUND)
-    refused(ledger, "all 2 trainings", number=2)
+    refused(ledger, "all 2 orders", number=2)
 
 
 def test_a_plan_never_costs_more_than_was_approved(path):

@@ -219,15 +219,17 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, losses: Losses) -
 
 def test_losses_that_mix_examples_are_refused() -> None:
     model = Slope(2)
-    with pytest.raises(PrivacyError, match="one value for each of 3 examples"):
+    with pytest.raises(PrivacyError, match="one value for each example"):
         _train(model, torch.optim.SGD(model.parameters(), lr=1.0), lambda indices: model.layer(torch.ones(3, 2)).mean())
-    assert not hasattr(model.layer.weight, "grad_sample")  # the hooks are gone, also after an error
+    assert not model.layer._forward_hooks  # gone, also after an error
 
 
 def test_a_tensor_without_per_example_gradients_is_refused() -> None:
     model = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
-    with pytest.raises(PrivacyError, match="no gradient for each of the 3 examples"):
-        _train(model, torch.optim.SGD(model.parameters(), lr=1.0), lambda indices: model[0](torch.ones(3, 2)).squeeze(1))
+    with pytest.raises(PrivacyError, match="no gradient for each example"):
+        _train(
+            model, torch.optim.SGD(model.parameters(), lr=1.0), lambda indices: model[0](torch.ones(len(indices), 2)).squeeze(1)
+        )
 
 
 def test_a_broadcast_input_is_refused() -> None:
@@ -238,7 +240,7 @@ def test_a_broadcast_input_is_refused() -> None:
         hidden: Tensor = model["out"](torch.ones(len(indices), 1, 2) + model["places"](torch.zeros(1, 1, dtype=torch.long)))
         return hidden.flatten()
 
-    with pytest.raises(PrivacyError, match="no gradient for each of the 3 examples"):
+    with pytest.raises(PrivacyError, match="no gradient for each example"):
         _train(model, torch.optim.SGD(model.parameters(), lr=1.0), losses)
 
 

@@ -2,16 +2,19 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+import fl_privacy
 from fl_privacy.cli import app
 from fl_privacy.encryption.keys import Identity
 from fl_privacy.encryption.registry import RegistryRecord, build_registry
 from fl_privacy.errors import LedgerError
-from fl_privacy.messages import sign
+from fl_privacy.messages import public_hex, sign
 from fl_privacy.privacy.accounting import epsilon
 from fl_privacy.privacy.ledger import Ledger
 from fl_privacy.privacy.report import audit_exports
@@ -181,3 +184,19 @@ def test_an_owner_brings_its_ledger_back_by_command(tmp_path):
     assert CliRunner().invoke(app, [*command, head]).output == "2 entries were added\n"
     spent = f"epsilon {epsilon([ROUND], DELTA, 'rdp'):.3f} of 4.000"
     assert spent in CliRunner().invoke(app, ["ledger", "show", "--home", str(home)]).output
+
+
+def test_the_documented_lines_audit_and_report(files, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (lines,) = (code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "audit_ledgers" in code)
+    (tmp_path / "trained").mkdir()
+    for owner in OWNERS:
+        shutil.copy(files / f"{owner}.jsonl", tmp_path / f"{owner}-ledger.jsonl")
+    shutil.copy(files / "history.jsonl", tmp_path / "trained")
+    shutil.copy(files / "owners.json", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = {"key": public_hex(KEYS[OWNERS[0]])}
+    exec(lines, names)  # noqa: S102 - our own documentation
+    assert isinstance(names["report"], fl_privacy.AuditReport)
+    assert [owner.owner for owner in names["report"].owners] == list(OWNERS) and names["report"].findings == ()
+    assert (tmp_path / "audit" / "report.html").exists()

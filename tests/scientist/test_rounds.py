@@ -15,7 +15,7 @@ from fl_privacy.encryption.evidence import Evidence, verify_round
 from fl_privacy.encryption.keys import key_name
 from fl_privacy.errors import OrderFailed, RoundFailed
 from fl_privacy.guard.guard import Guard
-from fl_privacy.learning.evaluation import EvaluationCounts
+from fl_privacy.learning.metrics import TokenCounts
 from fl_privacy.messages import OpenedSum, OpenRequest, Signed, sign
 from fl_privacy.parameters import flatten
 from fl_privacy.scientist import rounds
@@ -111,7 +111,9 @@ def test_openers_that_disagree_fail_the_round_and_are_both_named(
 def test_an_owner_that_is_restarted_in_time_costs_no_attempt(
     rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path
 ) -> None:
-    """Between survivor list and reveal nothing may be given up: the scientist waits, and asks again."""
+    """Between survivor list and reveal nothing may be given up: the scientist waits, and asks again. So it does before."""
+    desks["bank"].before = unreachable("train", times=2)
+    desks["shop"].before = unreachable("fetch", times=2)
     desks["clinic"].before = unreachable("close", times=2)
     desks["school"].before = unreachable("reveal", times=2)
     assert carry(rooms, desks, tmp_path / "0").order.attempt == 0
@@ -194,7 +196,7 @@ def a_run(rooms: Strongrooms, desks: Mapping[str, GuardDesk], watcher: Watcher) 
         sizes=dict.fromkeys(FOUR, ROWS),
         desks=desks,  # type: ignore[arg-type]
         sign=partial(sign, key=rooms.key),
-        evaluate=lambda model: EvaluationCounts(nll=30.0, top1=1, top5=2, positions=10),
+        evaluate=lambda model: TokenCounts([30.0, 1, 2, 10]),
         watcher=watcher,
         timeout=30.0,
     )
@@ -248,10 +250,11 @@ def test_with_too_few_left_the_failed_owners_are_asked_again_and_the_others_rese
 
 
 def test_a_round_is_skipped_after_three_attempts_and_the_run_goes_on(
-    rooms: Strongrooms, desks: dict[str, GuardDesk], worker: Worker, tmp_path: Path
+    rooms: Strongrooms, desks: dict[str, GuardDesk], worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rounds, "PATIENCE_SECONDS", 0.0)  # asked once in each attempt
     for owner in ("school", "shop"):
-        desks[owner].before = unreachable("train", times=6)  # three attempts, in each of which it is asked twice
+        desks[owner].before = unreachable("train", times=3)
     history = a_run(rooms, desks, seen := Seen()).train(FedAvg(), tmp_path / "out")
     assert (seen.skipped, [left for _, left in seen.failed]) == ([0], [2, 1, 0])
     assert [record.round for record in history.rounds] == [1]

@@ -68,8 +68,11 @@ class Fuzzer:
         signed = self.call().sign(credentials=key)
         if kind < 0.12:
             return self.damaged(bytes(serialize(signed, to_bytes=True)))
-        if kind < 0.15:  # rightly signed, but no call
-            message = bytes(serialize(self.value(), to_bytes=True)) if self.draw.random() < 0.5 else self.draw.randbytes(64)
+        if kind < 0.15:  # rightly signed, but no call, or a damaged one
+            made = bytes(serialize(self.draw.choice([self.call, self.value])(), to_bytes=True))
+            message = self.draw.choice(
+                [self.draw.randbytes(64), self.damaged(made), bytes(serialize(self.value(), to_bytes=True))]
+            )
             signature = key.signing_key.sign(message).signature
             signed = SignedSyftAPICall(credentials=key.verify_key, serialized_message=message, signature=signature)
         return bytes(serialize(signed, to_bytes=True))

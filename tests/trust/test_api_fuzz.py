@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 import requests
+from syft.client.api import SignedSyftAPICall, SyftAPICall
+from syft.serde.serialize import _serialize as serialize
 from syft.server.credentials import SyftSigningKey
 
 from fl_privacy.datasite import accounts
 from fl_privacy.datasite import requests as code_requests
 from fl_privacy.datasite.hardening import SCIENTIST_MAY
 from fl_privacy.datasite.launch import Datasite
-from fl_privacy.messages import CorpusCard
+from fl_privacy.messages import CorpusCard, Row
 from fl_privacy.scientist.desk import Desk
+from tests.datasite.crafted import left_open
 from tests.datasite.guard_double import GuardDouble, serve
 from tests.trust.api_fuzz import Fuzzer, Target, every_uid, post, state
 from tests.trust.syft_exploits import call, source, submission
@@ -30,7 +33,12 @@ pytestmark = pytest.mark.end_to_end
 
 ALLOWED = [f"{service}.{method}" for service, methods in SCIENTIST_MAY.items() for method in methods]
 CARD = CorpusCard(
-    owner="alba", title="Letters", description="Invented.", corpus="c" * 64, declared_size=500, mock_rows=("Dear Ada,", "Yours")
+    owner="alba",
+    title="Letters",
+    description="Invented.",
+    corpus="c" * 64,
+    declared_size=500,
+    mock_rows=(Row(text="Dear Ada,"), Row(text="Yours")),
 )
 
 
@@ -137,8 +145,25 @@ def test_random_calls_change_nothing_and_bring_no_secret_out(site: Site) -> None
     assert no_secret_in_the_log(site)
 
 
+def test_messages_that_crash_the_decoder_are_refused_and_the_next_call_is_answered(site: Site) -> None:
+    client, session = site.scientists[0]._client, requests.Session()
+    asked = SyftAPICall(server_uid=client.id, path="user.get_current_user", args=[], kwargs={})
+    strangers = bytes(serialize(asked.sign(credentials=SyftSigningKey.generate()), to_bytes=True))
+    bodies = [left_open(strangers, text) for text in (b"SignedSyftAPICall", b"signature", b"verify_key", b"bytes")]
+    message = left_open(bytes(serialize(asked, to_bytes=True)), b"kwargs")
+    signature = client.credentials.signing_key.sign(message).signature
+    signed = SignedSyftAPICall(credentials=client.verify_key, serialized_message=message, signature=signature)
+    for body in (*bodies, bytes(serialize(signed, to_bytes=True))):
+        answer = post(session, site.datasite.url, body)
+        assert (answer.status_code, answer.json()["error"]) == (400, "MessageError")
+        assert call(client, "user.get_current_user").email.endswith("@lab.example.org")
+    assert site.datasite.exit_status is None
+    told = f"a message of 'ada' (key {str(client.verify_key)[:12]}) ended its decoder"
+    assert told in site.datasite.log.read_text()
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_very_many_random_calls_change_nothing_and_bring_no_secret_out(site: Site) -> None:
     statuses = fuzz(site, calls=20_000, seed=secrets.randbelow(2**32))
     assert set(statuses) <= {200, 400, 401, 413}

@@ -195,7 +195,7 @@ def test_a_decision_after_the_fact_is_located(world):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rounds": 1}, "all 1 trainings"),
+        ({"rounds": 1}, "all 1 orders"),
         ({"verdict": "denied"}, "was denied"),
         ({"expires": 1_000_000}, "had expired"),
         ({"plan": digest("another")}, "no approval"),

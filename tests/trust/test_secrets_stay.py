@@ -109,7 +109,7 @@ def secrets_of(rooms: Strongrooms, order: RoundOrder) -> dict[str, bytes]:
 
 def rows_of(rooms: Strongrooms) -> dict[str, str]:
     """Private rows that are not, by chance, part of a row that an owner publishes."""
-    shown = "\n".join(row for guard in rooms.guards.values() for card in guard.corpora() for row in card.mock_rows)
+    shown = "\n".join(row.text for guard in rooms.guards.values() for card in guard.corpora() for row in card.mock_rows)
     rows: dict[str, str] = {}
     for owner, guard in rooms.guards.items():
         for number, line in enumerate((guard.home.folder / "corpus" / "rows.jsonl").read_text("utf-8").splitlines()):
