@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -40,17 +41,15 @@ class Amounts(NamedTuple):
     labelled: int = 1_000_000  # of all owners together
     least: int = 600  # of each owner of labelled rows
     tested: int = 1_000_000
-    base: Settings = Settings(steps=3000, max_length=52)
+    base: Settings = Settings(steps=6000, max_length=52)
 
 
-QUICK = Amounts(public=500, dev=50, private=600, labelled=2400, least=200, tested=200, base=Settings(steps=40, batch_size=64))
+QUICK = Amounts(public=500, dev=50, private=600, labelled=1000, least=80, tested=200, base=Settings(steps=20, batch_size=32))
 
 
 def public_rows(data: Path, amounts: Amounts) -> list[Row]:
     """The domains' public parts, mixed, without the few headlines that are also in a labelled set."""
-    labelled = {
-        _bare(row.text) for task in LABELLED for split in ("train", "dev", "test") for row in _labelled(task, data, split)
-    }
+    labelled = {_bare(row.text) for task in LABELLED for split in SPLITS for row in _labelled(task, data, split)}
     rows = [row for domain in DOMAINS for row in _domain(data, domain, "train", 0, amounts.public)]
     rows = [row for row in rows if _bare(row.text) not in labelled]
     return [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
@@ -114,7 +113,8 @@ def dirichlet_split(rows: Sequence[Row], kinds: Sequence[str], least: int, gener
 
 
 def _domain(data: Path, domain: str, split: str, first: int = 0, rows: int | None = None) -> tuple[Row, ...]:
-    return _rows(data / f"mlm-zh-{domain}" / f"{split}.jsonl")[first : None if rows is None else first + rows]
+    last = None if rows is None else first + rows
+    return _rows(data / f"mlm-zh-{domain}" / f"{split}.jsonl", PLAIN, last)[first:]
 
 
 def _labelled(task: str, data: Path, split: str) -> tuple[Row, ...]:
@@ -123,8 +123,8 @@ def _labelled(task: str, data: Path, split: str) -> tuple[Row, ...]:
 
 
 @cache
-def _rows(path: Path, fields: Fields = PLAIN) -> tuple[Row, ...]:
-    return tuple(read_rows(path, fields))
+def _rows(path: Path, fields: Fields, most: int | None = None) -> tuple[Row, ...]:
+    return tuple(islice(read_rows(path, fields), most))
 
 
 def _sample(rows: Sequence[Row], most: int, generator: np.random.Generator) -> list[Row]:

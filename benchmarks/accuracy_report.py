@@ -55,14 +55,10 @@ def goals(cells: Cells) -> list[Goal]:
     found = []
     for task in _tasks(cells):
         plain = _by_seed(cells, task, "federated", None)
+        pooled, private = _by_seed(cells, task, "centralised", None), _by_seed(cells, task, "federated", 3.0)
         for what, bound, ahead, behind in (
-            (
-                "federated behind all in one place, no privacy",
-                NEAR_CENTRALISED,
-                _by_seed(cells, task, "centralised", None),
-                plain,
-            ),
-            ("federated at epsilon 3 behind no privacy", NEAR_NO_PRIVACY, plain, _by_seed(cells, task, "federated", 3.0)),
+            ("federated behind all in one place, no privacy", NEAR_CENTRALISED, pooled, plain),
+            ("federated at epsilon 3 behind no privacy", NEAR_NO_PRIVACY, plain, private),
         ):
             if both := sorted(ahead.keys() & behind.keys()):
                 found.append(Goal(task, what, bound, mean(100 * (ahead[seed] - behind[seed]) for seed in both)))
@@ -70,17 +66,20 @@ def goals(cells: Cells) -> list[Goal]:
 
 
 def show(cells: Cells, console: Console) -> None:
-    """Table, epsilons, goals."""
+    """The tables of the metrics and of the epsilons."""
     epsilons = _epsilons(cells)
     for task in _tasks(cells):
-        table = Table(
-            "arm", "no privacy", *(f"epsilon {value:g}" for value in epsilons), title=f"{task}: {METRICS[task]}, points"
-        )
+        columns = ("arm", "no privacy", *(f"epsilon {value:g}" for value in epsilons))
+        table = Table(*columns, title=f"{task}: {METRICS[task]}, points")
         for arm, title in ARMS.items():
             entries = [spread(cells, task, arm, value) for value in (None, *epsilons)]
             table.add_row(title, *("-" if entry is None else str(entry) for entry in entries))
         console.print(table)
     _show_epsilons(cells, console)
+
+
+def show_goals(cells: Cells, console: Console) -> None:
+    """Met or missed, by how much."""
     for goal in goals(cells):
         verdict = "[green]met[/]" if goal.met else "[red]missed[/]"
         console.print(f"{goal.task}: {goal.what}: {goal.found:.1f} points, goal at most {goal.bound:g}: {verdict}")
