@@ -154,7 +154,7 @@ def train(federation: Federation, plan: TrainingPlan, bundle: ModelBundle, out: 
     with LiveRounds(plan.rounds) as live:
         history = federation.run(plan, bundle, federation.mock_rows(plan), out, watcher=live)
     console.print(display.rounds(history.rounds, history.accuracy_before))
-    console.print("  top-1: share of masked characters guessed right on the mock rows that the owners publish; no private row")
+    console.print("  score: share of masked characters guessed right on the mock rows that the owners publish; no private row")
     return history
 
 

@@ -175,7 +175,7 @@ def rounds(records: Sequence[RoundRecord], before: float | None = None) -> Table
     latest = {owner: spend for record in records for owner, spend in record.spends.items()}
     owners = sorted(latest)
     epsilons = [f"ε {owner}{latest[owner].period}" for owner in owners]
-    columns = ["round", "top-1", *epsilons, "MB up", "MB down", "s train", "s crypto", "s transport"]
+    columns = ["round", "score", *epsilons, "MB up", "MB down", "s train", "s crypto", "s transport"]
     rows: list[list[str]] = []
     if before is not None:
         rows.append(["base", f"{before:.2%}", *([""] * (len(columns) - 2))])
@@ -216,7 +216,7 @@ class LiveRounds(Watcher):
         largest = max(record.spends.values(), key=lambda spend: spend.counted)
         seconds = record.seconds_training + record.seconds_crypto + record.seconds_transport
         console.print(
-            f"  round {record.round + 1}/{self.total_rounds}: top-1 {record.accuracy:.2%},"
+            f"  round {record.round + 1}/{self.total_rounds}: score {record.accuracy:.2%},"
             f" largest epsilon {largest.counted:.2f}{largest.period}, {record.bytes_up / 1e6:.1f} MB up, {seconds:.0f} s"
         )
         self.round = record.round + 2

@@ -15,7 +15,6 @@ from fl_privacy.learning.adapters import named_tensors
 from fl_privacy.learning.batches import by_length
 from fl_privacy.learning.models import build_model, with_adapters
 from fl_privacy.learning.optimisation import plan_optimizer
-from fl_privacy.learning.scores import fit_for_dp
 from fl_privacy.learning.tasks.registry import task_of
 from fl_privacy.learning.tokenizer import tokenizer_of
 from fl_privacy.learning.trainable import freeze_except, specs_for
@@ -73,7 +72,7 @@ def train_update(
         schedule.step()
         on_step(step + 1, plan.local_steps)
 
-    with _unseeded(), fit_for_dp(model):
+    with _unseeded():
         train_privately(
             model,
             optimizer,

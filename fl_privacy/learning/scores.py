@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,27 +40,6 @@ def positions(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
         kept = (input_ids != padding).long()
         return kept.cumsum(dim=1) * kept + padding
     return torch.arange(input_ids.shape[1], device=input_ids.device).repeat(input_ids.shape[0], 1)
-
-
-@contextmanager
-def fit_for_dp(model: PreTrainedModel) -> Iterator[None]:
-    """While this holds, every layer with parameters is one whose per-example gradients are known.
-
-    These are ``nn.Linear``, ``nn.Embedding``, ``nn.LayerNorm`` and transformers' ``Conv1D``. A masked language model's head
-    holds the bias of its output layer a second time; as a layer with a parameter of its own it would be differentiated as one
-    block, together with the output layer's weight, which is the word embedding's. The second name is taken away, so in here
-    that bias is called ``...decoder.bias``; look tensors up by name before.
-    The weight that embedding and output layer share stays shared: the gradients of both uses have to be added.
-    """
-    if head_of(model) != "mlm":
-        yield
-        return
-    head = model.get_submodule(family_of(model).language_head)
-    alias = head._parameters.pop("bias")
-    try:
-        yield
-    finally:
-        head.register_parameter("bias", alias)
 
 
 def _encode(model: PreTrainedModel, batch: Batch) -> Any:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from fl_privacy.errors import BudgetExceeded, LedgerError, LedgerTampered
 from fl_privacy.messages import LedgerStatement, Message, PrivacyUnit, Signed, SurvivorList, first_problem, public_hex, sign
-from fl_privacy.privacy.accounting import Spend, calibrate, epsilon
+from fl_privacy.privacy.accounting import Spend, epsilon
 from fl_privacy.privacy.chain import OrderState, VerifiedLedger, must_contain, open_entry, verify
 from fl_privacy.privacy.entries import (
     Accountant,
@@ -184,15 +184,6 @@ class Ledger:
     def forecast_in_period(self, spends: Sequence[Spend]) -> float:
         """``forecast`` of what the budget bounds, if these were reserved now. Raises: PrivacyError."""
         return self._in_period(self._read(), spends)
-
-    def noise_for(self, sample_rate: float, steps: int) -> float:
-        """The least noise multiplier with which so many more steps fit the budget, counting what it bounds already.
-
-        Raises: PrivacyError when there is none.
-        """
-        ledger = self._read()
-        held = tuple(ledger.spends_in_period(self._now()))
-        return calibrate(ledger.budget, ledger.opening.delta, sample_rate, steps, ledger.opening.accountant, held)
 
     def statement(self) -> LedgerStatement:
         """The ledger's state, in a form to sign and hand out."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from fl_privacy.guard.service import front_app
 from fl_privacy.messages import RoundOrder, Signed, TensorSpec
 from fl_privacy.parameters import Vector
 from fl_privacy.scientist.relay import RelayClient
-from tests.builders import write_domain
+from tests.builders import OWNERS, write_domain
 
 SOME_DIGEST = "5a" * 32
 SIZE = 50
@@ -33,6 +34,15 @@ def new_guard(folder: Path, owner: str, allow_ckks: bool = False) -> Guard:
     file = write_domain(folder, owner)
     file.write_text(file.read_text() + f"allow_ckks = {str(allow_ckks).lower()}\n")
     return Guard(GuardHome.create(folder / owner, Domain.read(file)))
+
+
+@contextmanager
+def new_guards(folder: Path) -> Iterator[dict[str, Guard]]:
+    """One such guard for each of ``OWNERS``."""
+    made = {owner: new_guard(folder, owner) for owner in OWNERS}
+    yield made
+    for guard in made.values():
+        guard.close()
 
 
 def reopened(guard: Guard) -> Guard:

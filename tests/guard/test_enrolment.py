@@ -34,6 +34,7 @@ from tests.guard.enrolled import (
     channels,
     expected_mean,
     new_guard,
+    new_guards,
     opened,
     order_of,
     protected,
@@ -47,10 +48,8 @@ Guards = dict[str, Guard]
 
 @pytest.fixture
 def guards(tmp_path: Path) -> Iterator[Guards]:
-    made = {owner: new_guard(tmp_path, owner) for owner in OWNERS}
-    yield made
-    for guard in made.values():
-        guard.close()
+    with new_guards(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

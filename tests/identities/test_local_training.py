@@ -17,7 +17,6 @@ from fl_privacy.learning.local_training import train_update
 from fl_privacy.learning.losses import per_example_loss
 from fl_privacy.learning.models import ModelBundle, build_model, parameters_of
 from fl_privacy.learning.reference_training import train_without_privacy
-from fl_privacy.learning.scores import fit_for_dp
 from fl_privacy.learning.tasks.mlm import MaskedLanguageTask
 from fl_privacy.learning.tokenizer import tokenizer_of
 from fl_privacy.learning.trainable import freeze_except, trainable_specs
@@ -61,17 +60,16 @@ def _sgd(
     """DP-SGD steps on fixed masks; returns before - after of all tensors."""
     before = parameters_of(model)
     trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
-    with fit_for_dp(model):
-        train_privately(
-            model,
-            torch.optim.SGD(trained, lr=rate),
-            DPSettings(noise_multiplier=1.0, max_grad_norm=bound, sample_rate=0.5, expected_batch_size=divisor),
-            rows=len(batch.labels),
-            steps=steps,
-            losses=lambda indices: per_example_loss(model, _some(batch, indices)),
-            after_step=lambda step: None,
-            randomness=randomness,
-        )
+    train_privately(
+        model,
+        torch.optim.SGD(trained, lr=rate),
+        DPSettings(noise_multiplier=1.0, max_grad_norm=bound, sample_rate=0.5, expected_batch_size=divisor),
+        rows=len(batch.labels),
+        steps=steps,
+        losses=lambda indices: per_example_loss(model, _some(batch, indices)),
+        after_step=lambda step: None,
+        randomness=randomness,
+    )
     return subtract(before, parameters_of(model))
 
 

@@ -18,7 +18,6 @@ from fl_privacy.learning.custom_task import CustomTask, problems, rehearse
 from fl_privacy.learning.evaluation import evaluate
 from fl_privacy.learning.local_training import train_update
 from fl_privacy.learning.models import build_model, parameters_of
-from fl_privacy.learning.scores import fit_for_dp
 from fl_privacy.learning.task_language import Program, TaskFailed
 from fl_privacy.learning.task_values import LONGEST, TaskTokenizer
 from fl_privacy.learning.tokenizer import tokenizer_of
@@ -77,17 +76,16 @@ def _clipped_sum(task: CustomTask, texts: list[str], bound: float) -> dict[str, 
     model = _model()
     before = parameters_of(model)
     examples = [_example(task, text) for text in texts]
-    with fit_for_dp(model):
-        train_privately(
-            model,
-            torch.optim.SGD(list(model.parameters()), lr=1.0),
-            DPSettings(noise_multiplier=1.0, max_grad_norm=bound, sample_rate=0.5, expected_batch_size=1),
-            rows=len(texts),
-            steps=1,
-            losses=lambda indices: task.loss(model, collate([examples[i] for i in indices], 0)),
-            after_step=lambda step: None,
-            randomness=NoNoise(),
-        )
+    train_privately(
+        model,
+        torch.optim.SGD(list(model.parameters()), lr=1.0),
+        DPSettings(noise_multiplier=1.0, max_grad_norm=bound, sample_rate=0.5, expected_batch_size=1),
+        rows=len(texts),
+        steps=1,
+        losses=lambda indices: task.loss(model, collate([examples[i] for i in indices], 0)),
+        after_step=lambda step: None,
+        randomness=NoNoise(),
+    )
     return subtract(before, parameters_of(model))
 
 

@@ -14,7 +14,6 @@ from fl_privacy.learning.batches import IGNORED, Batch
 from fl_privacy.learning.families import FAMILIES
 from fl_privacy.learning.losses import per_example_loss
 from fl_privacy.learning.models import build_model, outline
-from fl_privacy.learning.scores import fit_for_dp
 from fl_privacy.learning.trainable import freeze_except, trainable_specs
 from fl_privacy.parameters import from_bytes
 from fl_privacy.plan import Adapter, Head
@@ -106,10 +105,11 @@ def test_opacus_agrees(family: str, head: Head, trainable: str) -> None:
         pytest.skip("Opacus gives the position of padding a gradient, which torch holds at zero")
     model, batch = build(family, head, trainable).double(), batch_of(family, head)
     found = ours(model, lambda: per_example_loss(model, batch), 0.3)
-    with fit_for_dp(model):
-        hooks = GradSampleHooks(model, loss_reduction="sum")
-        per_example_loss(model, batch).sum().backward()
-        hooks.remove_hooks()
+    if head == "mlm":  # its second name makes Opacus take the whole head, with the word embedding, as one layer
+        model.get_submodule(FAMILIES[family].language_head)._parameters.pop("bias")
+    hooks = GradSampleHooks(model, loss_reduction="sum")
+    per_example_loss(model, batch).sum().backward()
+    hooks.remove_hooks()
     gradients = {tensor: tensor.grad_sample for tensor in trained_of(model)}
     norms = torch.stack([one.flatten(1).norm(dim=1) for one in gradients.values()]).norm(dim=0)
     factors = (0.3 / norms).clamp(max=1.0)

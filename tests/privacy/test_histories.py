@@ -59,14 +59,13 @@ def test_what_costs_the_whole_target_alone_leaves_nothing_to_calibrate() -> None
         calibrate(2.0, DELTA, 0.02, 100, "rdp", (Spend(noise_multiplier=1.5, sample_rate=1.0, steps=1),))
 
 
-def test_a_ledger_tells_the_noise_that_fits_what_is_left_of_its_budget(tmp_path: Path) -> None:
+def test_noise_calibrated_beside_a_ledgers_spends_fits_what_is_left_of_its_budget(tmp_path: Path) -> None:
     ledger = Ledger.create(tmp_path / "ledger.sqlite", "bank", Ed25519PrivateKey.generate(), 4.0, DELTA, "rdp")
-    fresh = ledger.noise_for(0.02, 200)
-    assert fresh == calibrate(4.0, DELTA, 0.02, 200, "rdp")
-    ledger.reserve("ab" * 32, "cd" * 32, Spend(noise_multiplier=1.1, sample_rate=0.02, steps=200))
-    ledger.reserve("ac" * 32, "cd" * 32, EVALUATION)
-    later = ledger.noise_for(0.02, 200)
-    assert later > fresh
+    held = (Spend(noise_multiplier=1.1, sample_rate=0.02, steps=200), EVALUATION)
+    for number, spend in enumerate(held):
+        ledger.reserve(f"{number:064x}", "cd" * 32, spend)
+    later = calibrate(4.0, DELTA, 0.02, 200, "rdp", held)
+    assert later > calibrate(4.0, DELTA, 0.02, 200, "rdp")
     assert ledger.forecast([Spend(noise_multiplier=later, sample_rate=0.02, steps=200)]) <= 4.0
     assert ledger.forecast([Spend(noise_multiplier=later - 0.002, sample_rate=0.02, steps=200)]) > 4.0
     ledger.close()

@@ -5,36 +5,32 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fl_privacy import template
 from fl_privacy.auditor import audit_ledgers, read_history
 from fl_privacy.encryption.evidence import judge, round_folders
-from fl_privacy.encryption.keys import key_name
 from fl_privacy.guard.corpus import holdout_key, rows_file
 from fl_privacy.learning.evaluation import evaluate
 from fl_privacy.learning.local_evaluation import SEED
-from fl_privacy.learning.metrics import TokenCounts
+from fl_privacy.learning.metrics import Counts, TokenCounts
 from fl_privacy.learning.models import build_model
 from fl_privacy.learning.private_counts import NATS
 from fl_privacy.learning.tokenizer import tokenizer_of
-from fl_privacy.messages import sign
 from fl_privacy.parallel_composition import ASSUMPTION
 from fl_privacy.parameters import Parameters
 from fl_privacy.privacy.holdout import held_out
 from fl_privacy.row_files import StoredRows
 from fl_privacy.scientist import rounds
 from fl_privacy.scientist.history import EvaluationRecord, History, OwnerSpend, RoundRecord, Watcher
-from fl_privacy.scientist.training_run import TrainingRun
 from fl_privacy.strategies.fedavg import FedAvg
 from tests.builders import OWNERS
-from tests.guard.conftest import ROWS, Strongrooms, make_strongrooms
+from tests.guard.conftest import Strongrooms, make_strongrooms
 from tests.guard.protocol import Worker
 from tests.guard_desk import GuardDesk, unreachable
+from tests.scientist.runs import a_run, validation
 
 # no record's counts reach the bound, so that the true sums are those of an ordinary evaluation
 PLAN = {"holdout": 0.25, "evaluation_noise": 4.0, "evaluation_bound": 60.0, "evaluate_every": 1, "rounds": 1}
@@ -48,6 +44,10 @@ class Seen(Watcher):
         self.evaluations: list[EvaluationRecord] = []
         self.models: list[Parameters] = []
 
+    def remember(self, model: Parameters) -> Counts:
+        self.models.append(model)
+        return validation(model)
+
     def round_done(self, record: RoundRecord) -> None:
         self.order.append(f"round {record.round}")
 
@@ -57,24 +57,6 @@ class Seen(Watcher):
 
     def evaluation_skipped(self, round_index: int, failures: Sequence[Mapping[str, str]]) -> None:
         self.order.append(f"skipped {round_index}: {sorted(failures[-1])}")
-
-
-def a_run(rooms: Strongrooms, desks: Mapping[str, GuardDesk], seen: Seen) -> TrainingRun:
-    home = rooms.guards["bank"].home
-    return TrainingRun(
-        plan=rooms.plan,
-        bundle=rooms.bundle,
-        function="function",
-        code=template.code_digest(rooms.code),
-        registry=home.registry,
-        key=key_name(home.secret_key("bfv")),
-        sizes=dict.fromkeys(OWNERS, ROWS),
-        desks=desks,  # type: ignore[arg-type]
-        sign=partial(sign, key=rooms.key),
-        evaluate=lambda model: seen.models.append(model) or TokenCounts([30, 1, 2, 10]),
-        watcher=seen,
-        timeout=60.0,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +72,7 @@ def ran(rooms_of_run: Strongrooms, tmp_path_factory: pytest.TempPathFactory) -> 
     """A whole run in real worker processes: evaluation, training, evaluation."""
     desks = {owner: GuardDesk(guard) for owner, guard in rooms_of_run.guards.items()}
     out, seen = tmp_path_factory.mktemp("scientist") / "out", Seen()
-    return a_run(rooms_of_run, desks, seen).train(FedAvg(), out), seen, out
+    return a_run(rooms_of_run, desks, seen, seen.remember).train(FedAvg(), out), seen, out
 
 
 def true_counts(rooms: Strongrooms, model: Parameters) -> TokenCounts:

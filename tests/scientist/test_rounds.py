@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fl_privacy import template
 from fl_privacy.encryption.evidence import Evidence, verify_round
-from fl_privacy.encryption.keys import key_name
 from fl_privacy.errors import OrderFailed, RoundFailed
 from fl_privacy.guard.guard import Guard
-from fl_privacy.learning.metrics import TokenCounts
 from fl_privacy.messages import OpenedSum, OpenRequest, Signed, sign
 from fl_privacy.parameters import flatten
 from fl_privacy.scientist import rounds
 from fl_privacy.scientist.history import RoundRecord, Watcher
 from fl_privacy.scientist.rounds import Opened, run_round
-from fl_privacy.scientist.training_run import TrainingRun
 from fl_privacy.strategies.fedavg import FedAvg
-from tests.guard.conftest import ROWS, Strongrooms, finished, make_strongrooms
+from tests.guard.conftest import Strongrooms, finished, make_strongrooms
 from tests.guard.protocol import Worker, changed
 from tests.guard_desk import GuardDesk, unreachable
+from tests.scientist.runs import a_run
 
 FOUR = ("bank", "clinic", "school", "shop")
 
@@ -182,24 +178,6 @@ class Seen(Watcher):
 
     def round_done(self, record: RoundRecord) -> None:
         self.done.append(record)
-
-
-def a_run(rooms: Strongrooms, desks: Mapping[str, GuardDesk], watcher: Watcher) -> TrainingRun:
-    home = rooms.guards["bank"].home
-    return TrainingRun(
-        plan=rooms.plan,
-        bundle=rooms.bundle,
-        function="function",
-        code=template.code_digest(rooms.code),
-        registry=home.registry,
-        key=key_name(home.secret_key("bfv")),
-        sizes=dict.fromkeys(FOUR, ROWS),
-        desks=desks,  # type: ignore[arg-type]
-        sign=partial(sign, key=rooms.key),
-        evaluate=lambda model: TokenCounts([30.0, 1, 2, 10]),
-        watcher=watcher,
-        timeout=30.0,
-    )
 
 
 def failing(worker: Worker, *turns: tuple[str, int]) -> None:

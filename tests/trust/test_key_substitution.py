@@ -29,17 +29,15 @@ from fl_privacy.guard.guard import Guard
 from fl_privacy.messages import Signed, open_signed, sign
 from fl_privacy.scientist.enrolment import common_key, registry_states, relay_keys
 from tests.builders import OWNERS, enrol_all
-from tests.guard.enrolled import cards, channel, channels, new_guard
+from tests.guard.enrolled import cards, channel, channels, new_guard, new_guards
 
 Guards = dict[str, Guard]
 
 
 @pytest.fixture
 def guards(tmp_path: Path) -> Iterator[Guards]:
-    made = {owner: new_guard(tmp_path, owner) for owner in OWNERS}
-    yield made
-    for guard in made.values():
-        guard.close()
+    with new_guards(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

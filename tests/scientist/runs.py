@@ -1,0 +1,45 @@
+"""A scientist's run against guards in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from fl_privacy import template
+from fl_privacy.encryption.keys import key_name
+from fl_privacy.learning.metrics import Counts, TokenCounts
+from fl_privacy.messages import sign
+from fl_privacy.parameters import Parameters
+from fl_privacy.scientist.history import Watcher
+from fl_privacy.scientist.training_run import TrainingRun
+from tests.guard.conftest import ROWS, Strongrooms
+from tests.guard_desk import GuardDesk
+
+
+def validation(model: Parameters) -> Counts:
+    """Stands in for an evaluation on the scientist's own rows."""
+    return TokenCounts([30, 1, 2, 10])
+
+
+def a_run(
+    rooms: Strongrooms,
+    desks: Mapping[str, GuardDesk],
+    watcher: Watcher,
+    evaluate: Callable[[Parameters], Counts] = validation,
+) -> TrainingRun:
+    """The run of the rooms' plan."""
+    home = rooms.guards["bank"].home
+    return TrainingRun(
+        plan=rooms.plan,
+        bundle=rooms.bundle,
+        function="function",
+        code=template.code_digest(rooms.code),
+        registry=home.registry,
+        key=key_name(home.secret_key("bfv")),
+        sizes=dict.fromkeys(rooms.plan.owners, ROWS),
+        desks=desks,  # type: ignore[arg-type]
+        sign=partial(sign, key=rooms.key),
+        evaluate=evaluate,
+        watcher=watcher,
+        timeout=60.0,
+    )
