@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fl_privacy.auditor import audit_ledgers
     from fl_privacy.learning.models import ModelBundle, load_bundle
+    from fl_privacy.model_spec import ModelSpec
     from fl_privacy.owner import Owner
     from fl_privacy.owner_files import read_signed_registry
-    from fl_privacy.plan import ModelSpec, TrainingPlan
+    from fl_privacy.plan import TrainingPlan
     from fl_privacy.privacy.audit import AuditResult, audit_export
     from fl_privacy.privacy.report import AuditReport
     from fl_privacy.scientist.federation import Federation, Login

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fl_privacy.guard.findings import printable
 from fl_privacy.messages import CorpusCard, Row
-from fl_privacy.plan import OUTSIDE
+from fl_privacy.model_spec import OUTSIDE
 
 MOST_LABELS = 50  # shown of a corpus
 

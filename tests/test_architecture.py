@@ -13,7 +13,7 @@ import pytest
 import fl_privacy
 
 PACKAGE = Path(fl_privacy.__file__).parent
-LEVEL_1 = {"errors", "messages", "parallel_composition", "parameters", "plan", "row_files", "template"}
+LEVEL_1 = {"errors", "messages", "model_spec", "parallel_composition", "parameters", "plan", "row_files", "template"}
 # where the rooms are put together for people
 ASSEMBLY = {
     "owner",

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_privacy.errors import PlanError
-from fl_privacy.plan import ModelSpec, TrainingPlan
+from fl_privacy.model_spec import ModelSpec
+from fl_privacy.plan import TrainingPlan
 
 MODEL = ModelSpec(
     source="tiny",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fl_privacy.errors import PlanError, SignatureInvalid
 from fl_privacy.messages import Signed, sign
-from fl_privacy.plan import ModelSpec, TrainingPlan
+from fl_privacy.model_spec import ModelSpec
+from fl_privacy.plan import TrainingPlan
 from fl_privacy.template import LONGEST, function_name, render, signed_plan_of
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))

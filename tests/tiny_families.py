@@ -15,7 +15,7 @@ from fl_privacy.learning.families import FAMILIES
 from fl_privacy.learning.models import ModelBundle, new_bundle
 from fl_privacy.learning.text_encoder import TextEncoder
 from fl_privacy.learning.tokenizer import tokenizer_of
-from fl_privacy.plan import Head
+from fl_privacy.model_spec import Head
 from tests.tiny_model import SENTENCES, VOCABULARY
 
 KINDS = [(family, head) for family in FAMILIES for head in FAMILIES[family].models]

@@ -12,8 +12,9 @@ import torch
 from fl_privacy.learning.models import ModelBundle, new_bundle
 from fl_privacy.learning.tokenizer import build_vocabulary
 from fl_privacy.messages import Row
+from fl_privacy.model_spec import Head
 from fl_privacy.parameters import Parameters, from_bytes
-from fl_privacy.plan import Head, TrainingPlan
+from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.randomness import OwnerRandomness
 
 WHO = ("病人", "李老师", "那位客户", "新来的学生", "张工程师")

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from fl_privacy.guard.corpus import rows_file
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.messages import Annotation, CorpusCard, Row
-from fl_privacy.plan import OUTSIDE, TrainingPlan
+from fl_privacy.model_spec import OUTSIDE
+from fl_privacy.plan import TrainingPlan
 from fl_privacy.row_files import StoredRows
 
 

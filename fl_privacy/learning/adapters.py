@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fl_privacy.learning.families import FAMILIES, family_of
+from fl_privacy.model_spec import Adapter, ModelSpec
 from fl_privacy.parameters import Parameters
-from fl_privacy.plan import Adapter, ModelSpec
 
 A, B = "lora_A.weight", "lora_B.weight"
 

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from fl_privacy.errors import ModelError
-from fl_privacy.plan import Head, ModelSpec
+from fl_privacy.model_spec import Head, ModelSpec
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 MOST_LAYERS = 128

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fl_privacy.plan import OUTSIDE
+from fl_privacy.model_spec import OUTSIDE
 
 _LARGEST_EXPONENT = 700.0  # exp of more is no float
 

@@ -27,8 +27,9 @@ from fl_privacy.learning.families import FAMILIES, REFUSED, architecture, config
 from fl_privacy.learning.tokenizer import special_tokens, tokenizer_of, tokens_of
 from fl_privacy.learning.tokenizer_file import is_tokenizer_file
 from fl_privacy.messages import first_problem
+from fl_privacy.model_spec import Adapter, Head, ModelSpec
 from fl_privacy.parameters import Parameters, Vector, to_bytes
-from fl_privacy.plan import Adapter, Head, ModelSpec, TrainingPlan
+from fl_privacy.plan import TrainingPlan
 
 logging.disable_progress_bar()  # a bar for writing three megabytes; ours show what takes time
 

@@ -19,8 +19,9 @@ from fl_privacy.learning.models import ModelBundle, build_model, load_bundle, ne
 from fl_privacy.learning.reference_training import train_without_privacy
 from fl_privacy.learning.tokenizer import build_vocabulary, tokenizer_of
 from fl_privacy.messages import Row
+from fl_privacy.model_spec import ModelSpec
 from fl_privacy.parameters import from_bytes
-from fl_privacy.plan import ModelSpec, TrainingPlan
+from fl_privacy.plan import TrainingPlan
 
 # BERT shapes; a model of the two smaller ones is trained for few steps and underfits, where dropout only adds noise
 _SMALL = {"max_position_embeddings": 128, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

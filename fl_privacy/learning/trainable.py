@@ -12,7 +12,8 @@ from fl_privacy.learning.adapters import A, B, named_tensors
 from fl_privacy.learning.families import Family, family_of, head_of
 from fl_privacy.learning.models import outline
 from fl_privacy.messages import TensorSpec
-from fl_privacy.plan import Head, TrainingPlan
+from fl_privacy.model_spec import Head
+from fl_privacy.plan import TrainingPlan
 
 _ADAPTERS = {"lora": (A, B), "ffa-lora": (B,)}
 

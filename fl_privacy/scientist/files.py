@@ -13,7 +13,8 @@ from fl_privacy.errors import HomeError, PlanError
 from fl_privacy.learning.custom_task import check
 from fl_privacy.learning.models import ModelBundle, load_bundle
 from fl_privacy.messages import OwnerName, Row, first_problem
-from fl_privacy.plan import Head, TrainingPlan
+from fl_privacy.model_spec import Head
+from fl_privacy.plan import TrainingPlan
 from fl_privacy.row_files import Fields, read_rows
 from fl_privacy.scientist.federation import Federation, Login
 

@@ -17,7 +17,8 @@ from fastapi.responses import JSONResponse
 
 from fl_privacy.errors import BudgetExceeded, FlPrivacyError, MessageError, NotApproved, OrderRefused, to_wire
 from fl_privacy.messages import CloseRequest, RevealRequest, RoundOrder, Signed, sign
-from fl_privacy.plan import ModelSpec, TrainingPlan
+from fl_privacy.model_spec import ModelSpec
+from fl_privacy.plan import TrainingPlan
 
 STEPS = 4
 

@@ -23,7 +23,8 @@ from fl_privacy.guard.labels import Misfits, label_counts, misfits
 from fl_privacy.learning.models import ModelBundle, new_bundle
 from fl_privacy.learning.tokenizer import build_vocabulary
 from fl_privacy.messages import Row, sign
-from fl_privacy.plan import Head, TrainingPlan
+from fl_privacy.model_spec import Head
+from fl_privacy.plan import TrainingPlan
 from fl_privacy.row_files import Fields, StoredRows
 from tests.builders import CONFIG, texts, tiny_plan, write_domain
 

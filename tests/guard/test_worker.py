@@ -16,8 +16,8 @@ from fl_privacy.learning.models import ModelBundle, new_bundle
 from fl_privacy.learning.tokenizer import build_vocabulary
 from fl_privacy.learning.trainable import specs_for
 from fl_privacy.messages import Row
+from fl_privacy.model_spec import Head
 from fl_privacy.parameters import count
-from fl_privacy.plan import Head
 from fl_privacy.row_files import stored
 from tests.builders import CONFIG, text_rows, texts, tiny_bundle, tiny_plan
 

@@ -22,8 +22,9 @@ from fl_privacy.learning.batches import Batch
 from fl_privacy.learning.models import build_model, outline, parameters_of, save_pretrained, with_adapters
 from fl_privacy.learning.scores import scores
 from fl_privacy.learning.trainable import freeze_except, specs_for, trainable_specs
+from fl_privacy.model_spec import Head
 from fl_privacy.parameters import Parameters, add, from_bytes, scale
-from fl_privacy.plan import Head, TrainingPlan
+from fl_privacy.plan import TrainingPlan
 from tests.tiny_families import KINDS, LABELS, VOCABULARIES, batch_of, bundle_of
 from tests.tiny_model import tiny_plan
 

@@ -13,8 +13,8 @@ from fl_privacy.learning.batches import IGNORED, Batch
 from fl_privacy.learning.families import FAMILIES, configuration, head_of
 from fl_privacy.learning.models import build_model, new_bundle, outline, parameters_of
 from fl_privacy.learning.scores import positions, scores
+from fl_privacy.model_spec import Head, ModelSpec
 from fl_privacy.parameters import from_bytes
-from fl_privacy.plan import Head, ModelSpec
 from tests.tiny_families import CONFIGS, KINDS, LABELS, VOCABULARIES, batch_of, bundle_of
 
 every_kind = pytest.mark.parametrize(("family", "head"), KINDS)

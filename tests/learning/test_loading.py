@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from fl_privacy.errors import ModelError
 from fl_privacy.learning.families import FAMILIES
 from fl_privacy.learning.models import load_bundle, new_bundle, save_pretrained
+from fl_privacy.model_spec import Head
 from fl_privacy.parameters import from_bytes
-from fl_privacy.plan import Head
 from tests.tiny_families import CONFIGS, KINDS, LABELS, VOCABULARIES, bundle_of
 
 every_kind = pytest.mark.parametrize(("family", "head"), KINDS)

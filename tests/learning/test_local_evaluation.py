@@ -20,7 +20,8 @@ from fl_privacy.learning.private_counts import COUNTS, NATS, PrivateCounts, no_c
 from fl_privacy.learning.tasks.registry import task_of
 from fl_privacy.learning.tokenizer import tokenizer_of
 from fl_privacy.messages import PrivacyUnit, Row
-from fl_privacy.plan import Head, TrainingPlan
+from fl_privacy.model_spec import Head
+from fl_privacy.plan import TrainingPlan
 from tests.tiny_model import SENTENCES, VOCABULARY, NoNoise, tiny_bundle, tiny_plan, weights_of
 
 LABELS: dict[Head, tuple[str, ...]] = {"classification": ("体育", "财经", "其他"), "ner": ("人名", "地名")}

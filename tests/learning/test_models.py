@@ -17,8 +17,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from fl_privacy.errors import ModelError
 from fl_privacy.learning.models import build_model, load_bundle, new_bundle, parameters_of, save_pretrained
 from fl_privacy.learning.tokenizer import build_vocabulary
+from fl_privacy.model_spec import ModelSpec
 from fl_privacy.parameters import from_bytes, to_bytes
-from fl_privacy.plan import ModelSpec
 from tests.tiny_model import SENTENCES, VOCABULARY, tiny_bundle, weights_of
 
 

@@ -15,8 +15,8 @@ from fl_privacy.learning.families import FAMILIES
 from fl_privacy.learning.losses import per_example_loss
 from fl_privacy.learning.models import build_model, outline
 from fl_privacy.learning.trainable import freeze_except, trainable_specs
+from fl_privacy.model_spec import Adapter, Head
 from fl_privacy.parameters import from_bytes
-from fl_privacy.plan import Adapter, Head
 from fl_privacy.privacy.layer_rules import rules_of
 from tests.privacy.oracle import Sums, one_at_a_time, ours, require_equal, trained_of
 from tests.tiny_families import KINDS, batch_of, bundle_of

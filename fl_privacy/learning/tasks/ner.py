@@ -13,7 +13,7 @@ from fl_privacy.learning.batches import Features
 from fl_privacy.learning.metrics import EntityCounts, entities
 from fl_privacy.learning.tasks.base import NOTHING, Task
 from fl_privacy.messages import Row
-from fl_privacy.plan import ModelSpec
+from fl_privacy.model_spec import ModelSpec
 
 
 class EntityTask(Task):
