@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format crash-matrix bench base constraints clean
+.PHONY: help install demo test test-slow check format crash-matrix bench base docs notebooks constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,7 +14,7 @@ install: $(STAMP)  ## create .venv and install the pinned versions
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "fl_privacy needs Python 3.11: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	touch $(STAMP)
 
 demo: $(STAMP)  ## three owners, one scientist, one private training run; leaves runs/demo
@@ -43,6 +43,12 @@ bench: $(STAMP)  ## the secure sum against CKKS: bytes, time, exactness
 
 base: $(STAMP)  ## train the public base model anew that the demo starts from
 	$(BIN)/python domains/public/pretrain.py
+
+docs: $(STAMP)  ## the documents as a site, runs/docs/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+notebooks: $(STAMP)  ## run all notebooks against real datasites and store their outputs
+	$(BIN)/python notebooks/run.py
 
 constraints: $(STAMP)  ## write the installed versions to constraints.txt
 	{ echo '# Every version that was tested together; `make install` installs exactly these. Made by `make constraints`.'; \

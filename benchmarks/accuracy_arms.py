@@ -30,7 +30,7 @@ from fl_privacy.parameters import Parameters
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.accounting import Accountant, epsilon
 from fl_privacy.privacy.audit import pld_epsilon
-from fl_privacy.strategies.fedavg import FedAvg
+from fl_privacy.strategies.registry import strategy_of
 
 Arm = Literal["base", "local", "federated", "centralised"]
 
@@ -50,6 +50,10 @@ class Recipe(NamedTuple):
     max_grad_norm: float = 0.5
     warmup: float = 0.1  # share of all steps
     lora_rank: int = 8
+    optimizer: str = "adamw"
+    strategy: str = "fedavg"
+    server_lr: float = 1.0
+    update_range: float | None = None  # as far as AdamW gets in a round
     accountant: Accountant = "prv"
 
 
@@ -134,7 +138,7 @@ def run_cell(setting: Setting, cell: Cell) -> dict[str, Any]:
 
 
 def plan_of(cell: Cell, recipe: Recipe, bundle: ModelBundle, owners: Owners) -> TrainingPlan:
-    """The federated plan. Its ``update_range`` is as far as AdamW gets in a round."""
+    """The plan of a cell; what is trained in one place takes all its steps as one round."""
     return TrainingPlan.create(
         name=f"accuracy-{cell.task}",
         purpose="Compare what owners reach together, apart and in one place, with and without privacy.",
@@ -146,10 +150,13 @@ def plan_of(cell: Cell, recipe: Recipe, bundle: ModelBundle, owners: Owners) -> 
         batch_size=recipe.batch_size,
         trainable=recipe.trainable,
         lora_rank=recipe.lora_rank,
+        optimizer=recipe.optimizer,
+        strategy=recipe.strategy,
+        server_lr=recipe.server_lr,
         max_length=MAX_LENGTH,
         learning_rate=recipe.learning_rate,
         warmup_steps=int(recipe.warmup * recipe.rounds * recipe.local_steps),
-        update_range=min(10.0, recipe.learning_rate * recipe.local_steps),
+        update_range=recipe.update_range or min(10.0, recipe.learning_rate * recipe.local_steps),
         max_grad_norm=recipe.max_grad_norm,
         target_epsilon=cell.epsilon or TrainingPlan.model_fields["target_epsilon"].default,
         delta=DELTA,
@@ -194,8 +201,8 @@ def _centralised(plan: TrainingPlan, bundle: ModelBundle, owners: Owners, cell: 
 
 
 def _federated(plan: TrainingPlan, bundle: ModelBundle, owners: Owners, cell: Cell) -> Result:
-    """Rounds of FedAvg, weighted by declared size; what is added is in fixed point, as it travels."""
-    sites, strategy = _sites(owners, cell), FedAvg(plan.server_lr)
+    """Rounds of the plan's strategy, weighted by declared size; what is added is in fixed point, as it travels."""
+    sites, strategy = _sites(owners, cell), strategy_of(plan)
     sizes, state = [site.size for site in sites], strategy.init(_first_model(plan, bundle))
     encoding, generator = plan_encoding(plan, sizes), np.random.default_rng(cell.seed)
     while state.round < plan.rounds:
@@ -203,7 +210,7 @@ def _federated(plan: TrainingPlan, bundle: ModelBundle, owners: Owners, cell: Ce
             site.update(plan, state.round, state.model, bundle.vocabulary, cell.seed + 1000 * place)
             for place, site in enumerate(sites)
         ]
-        state = strategy.apply(state, mean_update(updates, sizes, encoding, generator))
+        state = strategy.apply(state, mean_update(updates, sizes, encoding, generator), 1.0)
     return Result([state.model], plan, sites)
 
 

@@ -19,18 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accuracy_arms import mean_update
 from rich.console import Console
 from rich.table import Table
 
 from fl_privacy.encryption.packing import plan_encoding
-from fl_privacy.encryption.quantise import dequantise_sum, quantise
 from fl_privacy.learning.evaluation import evaluate
 from fl_privacy.learning.local_training import train_update
-from fl_privacy.learning.models import ModelBundle, build_model, load_bundle
+from fl_privacy.learning.models import ModelBundle, build_model, load_bundle, with_adapters
 from fl_privacy.learning.reference_training import train_without_privacy
 from fl_privacy.learning.tokenizer import tokenizer_of
 from fl_privacy.messages import Row
-from fl_privacy.parameters import Parameters, flatten, from_bytes, scale, specs_of, unflatten
+from fl_privacy.parameters import Parameters, from_bytes
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.accounting import calibrate
 
@@ -45,7 +45,7 @@ class Headroom:
 
     def __init__(self, plan: TrainingPlan, bundle: ModelBundle, rows: int, seed: int) -> None:
         self.plan = plan
-        self.vocabulary, self.base = bundle.vocabulary, from_bytes(bundle.weights)
+        self.vocabulary, self.base = bundle.vocabulary, with_adapters(plan, from_bytes(bundle.weights))
         self.rows = rows
         self.private = {owner: _rows(owner, rows, seed) for owner in OWNERS}
         self.mock = {owner: _rows(owner, MOCK_ROWS, MOCK_SEED) for owner in OWNERS}
@@ -55,7 +55,8 @@ class Headroom:
 
     def accuracy(self, parameters: Parameters) -> dict[str, float]:
         """Top-1 accuracy on each owner's mock rows, and on all together."""
-        model, tokenizer = build_model(self.plan.model, self.vocabulary, parameters), tokenizer_of(self.vocabulary)
+        model = build_model(self.plan.model, self.vocabulary, parameters, self.plan.adapter)
+        tokenizer = tokenizer_of(self.vocabulary)
         counts = {owner: evaluate(self.plan, model, tokenizer, rows, EVALUATION_SEED) for owner, rows in self.mock.items()}
         return {name: part.headline for name, part in (counts | {"all": reduce(add, counts.values())}).items()}
 
@@ -69,12 +70,11 @@ class Headroom:
 
     def federated(self) -> Parameters:
         """FedAvg over the three owners with DP-SGD, summed in fixed point as the demo does, but not encrypted."""
-        current, encoding = self.base, plan_encoding(self.plan, [self.rows] * len(OWNERS))
+        current, sizes = self.base, [self.rows] * len(OWNERS)
+        encoding, generator = plan_encoding(self.plan, sizes), np.random.default_rng(0)
         for order_round in range(self.plan.rounds):
             updates = [self.update(owner, order_round, current) for owner in OWNERS]
-            specs = specs_of(updates[0])
-            fields = sum(quantise(flatten(scale(part, 1 / len(OWNERS)), specs), encoding) for part in updates)
-            mean = unflatten(dequantise_sum(fields, encoding, len(OWNERS)), specs)
+            mean = mean_update(updates, sizes, encoding, generator)
             current = current | {name: current[name] + mean[name] for name in mean}
         return current
 

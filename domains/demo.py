@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 from generate import write_rows
-from reference_runs import reference_accuracies
+from reference_runs import reference_runs
 from rich.rule import Rule
 
 from fl_privacy import display
@@ -28,12 +28,14 @@ from fl_privacy.encryption.registry import build_registry
 from fl_privacy.errors import FlPrivacyError
 from fl_privacy.guard.corpus import add_corpus
 from fl_privacy.guard.home import GuardHome
+from fl_privacy.learning.fairness import OwnerScores
 from fl_privacy.learning.models import ModelBundle
 from fl_privacy.owner import Owner
 from fl_privacy.owner_files import export_ledger
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.audit import AuditResult, audit_export
 from fl_privacy.row_files import read_rows
+from fl_privacy.scientist.by_owner import as_json, measure_by_owner, mock_rows_by_owner
 from fl_privacy.scientist.federation import Federation, Login
 from fl_privacy.scientist.files import read_plan
 from fl_privacy.scientist.history import History
@@ -71,13 +73,20 @@ def main(out: Path, rows: int) -> None:
         clock = time.perf_counter()
         history = train(federation, plan, bundle, out)
         seconds = time.perf_counter() - clock
-        validation = federation.mock_rows(plan)
+        cards = federation.corpora()
         audits = verify_ledgers(owners, federation, out)
     step("6. What it was worth: reference runs on the same rows (only a demo, which sees all corpora, can do them)")
     corpora = {name: list(read_rows(out / "corpora" / f"{name}.jsonl")) for name in NAMES}
-    accuracy = reference_accuracies(plan, bundle, corpora, validation)
-    accuracy["federated"] = history.rounds[-1].accuracy
-    finish(out, plan, history, accuracy, audits, reason, seconds, time.perf_counter() - started)
+    references = reference_runs(plan, bundle, corpora, mock_rows_by_owner(plan, cards))
+    accuracy = references.accuracy | {"federated": history.rounds[-1].accuracy}
+    measured = measure_by_owner(plan, bundle, cards, out)
+    scores = {"base": measured["base"], "alone": references.alone, "federated": measured["federated"]}
+    show_worth(plan, accuracy, scores)
+    summary = summarise(history, accuracy, audits, reason, seconds)
+    summary["by_owner"] = {name: as_json(found) for name, found in scores.items()}
+    summary["seconds"]["total"] = total = time.perf_counter() - started
+    (out / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    console.print(f"ledgers verified: {summary['ledgers_verified']}; {total:.0f} s in all; everything is in {out}")
 
 
 def start_owners(folder: Path, rows: int, stack: contextlib.ExitStack) -> dict[str, Owner]:
@@ -110,7 +119,7 @@ def enrol(owners: dict[str, Owner], out: Path, stack: contextlib.ExitStack) -> F
     for owner in owners.values():
         owner.enrol(cards)
     logins = [Login(name, owner.datasite.url, EMAIL, owner.invite("scientist", EMAIL)) for name, owner in owners.items()]
-    federation = stack.enter_context(Federation.connect(out / "scientist", logins))
+    federation = stack.enter_context(Federation.login(out / "scientist", logins))
     relayed = federation.relay_keys()
     console.print(f"  the scientist carried {relayed.signatures} signatures of the registry and {relayed.keys} sealed keys,")
     console.print("  and could neither forge the ones nor read the others")
@@ -170,17 +179,8 @@ def verify_ledgers(owners: dict[str, Owner], federation: Federation, out: Path) 
     return results
 
 
-def finish(
-    out: Path,
-    plan: TrainingPlan,
-    history: History,
-    accuracy: dict[str, float],
-    audits: dict[str, AuditResult],
-    reason: str,
-    seconds: float,
-    total: float,
-) -> None:
-    """Print the final table and write summary.json."""
+def show_worth(plan: TrainingPlan, accuracy: dict[str, float], scores: dict[str, OwnerScores]) -> None:
+    """How good the models are, over all mock rows, and on each owner's."""
     meaning = {
         "public_base": "the model before anyone trained",
         "local_only": f"reference run: each owner alone, epsilon {plan.target_epsilon:g}, mean of the three",
@@ -189,13 +189,11 @@ def finish(
     }
     rows = [(kind, f"{accuracy[kind]:.2%}", text) for kind, text in meaning.items()]
     console.print(display.table("MLM top-1 on the owners' mock rows", ["model", "top-1", "how"], rows))
-    summary = summarise(history, accuracy, audits, reason, seconds, total)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    console.print(f"ledgers verified: {summary['ledgers_verified']}; {total:.0f} s in all; everything is in {out}")
+    console.print(display.by_owner(scores))
 
 
 def summarise(
-    history: History, accuracy: dict[str, float], audits: dict[str, AuditResult], reason: str, seconds: float, total: float
+    history: History, accuracy: dict[str, float], audits: dict[str, AuditResult], reason: str, seconds: float
 ) -> dict[str, Any]:
     """The run in figures. Seconds are wall time; bytes are HTTP bodies, all owners together, mean over rounds."""
     records = history.rounds
@@ -220,7 +218,6 @@ def summarise(
             "crypto": sum(record.seconds_crypto for record in records),
             "transport": sum(record.seconds_transport for record in records),
             "federated": seconds,
-            "total": total,
         },
         "denied_request": {"reason": reason},
         "ledgers_verified": all(not result.findings for result in audits.values()),

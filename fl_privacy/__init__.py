@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fl_privacy.auditor import audit_ledgers
+    from fl_privacy.errors import FlPrivacyError
     from fl_privacy.learning.models import ModelBundle, load_bundle
     from fl_privacy.model_spec import ModelSpec
     from fl_privacy.owner import Owner
@@ -30,10 +31,11 @@ _HOMES = {
     "AuditResult": "privacy.audit",
     "FedAvg": "strategies.fedavg",
     "Federation": "scientist.federation",
+    "FlPrivacyError": "errors",
     "History": "scientist.history",
     "Login": "scientist.federation",
     "ModelBundle": "learning.models",
-    "ModelSpec": "plan",
+    "ModelSpec": "model_spec",
     "Owner": "owner",
     "RoundRecord": "scientist.history",
     "TrainingPlan": "plan",
@@ -50,6 +52,7 @@ __all__ = [
     "AuditResult",
     "FedAvg",
     "Federation",
+    "FlPrivacyError",
     "History",
     "Login",
     "ModelBundle",

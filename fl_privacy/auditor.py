@@ -9,7 +9,7 @@ from pathlib import Path
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import LedgerError, MessageError
 from fl_privacy.privacy.cross_check import HistoryClaim
-from fl_privacy.privacy.export_file import Export
+from fl_privacy.privacy.export_file import Export, lines_of
 from fl_privacy.privacy.report import AuditReport, audit_exports
 from fl_privacy.scientist.history import EvaluationRecord, RoundRecord
 
@@ -29,8 +29,7 @@ def audit_ledgers(exports: Sequence[Path], registry: Registry | None = None, his
 def read_history(file: Path) -> list[HistoryClaim]:
     """What a history says of each owner after each opened sum; what was skipped says nothing. Raises: LedgerError."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        records = [_record(line) for line in lines if "skipped" not in json.loads(line)]
+        records = [_record(line) for line in lines_of(file) if "skipped" not in json.loads(line)]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, MessageError) as problem:
         raise LedgerError(f"{file} cannot be read as a history: {problem}") from None
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,13 @@ from fl_privacy.cli_owner import FILE, home_option, owner_app
 from fl_privacy.cli_pretrain import pretrain_command
 from fl_privacy.cli_verify import sums_app
 from fl_privacy.errors import FlPrivacyError
+
+if TYPE_CHECKING:
+    from fl_privacy.learning.models import ModelBundle
+    from fl_privacy.plan import TrainingPlan
+    from fl_privacy.scientist.history import History
+    from fl_privacy.scientist.late_owners import WhenLate
+    from fl_privacy.scientist.views import Corpora
 
 federation_option = click.option(
     "--federation",
@@ -77,7 +84,7 @@ def corpus_add(
     tags_field: str | None,
     subject_field: str | None,
 ) -> None:
-    """Copy a corpus into the strong room. Stop `owner serve` first."""
+    """Copy the corpus in FILE (.jsonl, .csv, .parquet, or .txt) into the strong room. Stop `owner serve` first."""
     from fl_privacy.display import console
     from fl_privacy.display_corpora import labels
     from fl_privacy.guard.corpus import add_corpus, rows_file
@@ -188,22 +195,55 @@ def submit(plan_file: Path, federation: Path) -> None:
 @federation_option
 @click.option("--out", type=FILE, default="runs/latest", show_default=True, help="Where model, history and picture go.")
 @click.option("--validation", type=FILE, help="Your own validation rows; by default the owners' mock rows.")
-def train(plan_file: Path, federation: Path, out: Path, validation: Path | None) -> None:
+@click.option(
+    "--when-late",
+    type=click.Choice(["go-on", "wait", "skip"]),
+    default="go-on",
+    show_default=True,
+    help="When an owner is late, away or out of budget: go on without it, wait for it, or skip the round.",
+)
+def train(plan_file: Path, federation: Path, out: Path, validation: Path | None, when_late: WhenLate) -> None:
     """Scientist: train PLAN.toml, which every owner has approved; shows progress and leaves the model in --out."""
-    from fl_privacy.display import LiveRounds, console, rounds
+    from fl_privacy.display import LiveRounds
     from fl_privacy.scientist.files import read_plan, read_validation
 
     plan, bundle = read_plan(plan_file)
     with _connected(federation) as connected, LiveRounds(plan.rounds) as live:
         connected.relay_keys()  # the owners may have changed their registry since the plan was submitted
         rows = read_validation(validation, plan) if validation else connected.mock_rows(plan)
-        history = connected.run(plan, bundle, rows, out, watcher=live)
+        cards = connected.corpora()  # now: an owner may be away when the run is over
+        history = connected.run(plan, bundle, rows, out, watcher=live, when_late=when_late)
+    _show_run(plan, bundle, history, cards, out)
+
+
+@app.command("resume")
+@click.argument("out", type=FILE, default="runs/latest")
+@federation_option
+def resume(out: Path, federation: Path) -> None:
+    """Scientist: go on with the run in OUT, whose process has ended; nothing is trained or paid for twice."""
+    from fl_privacy.display import LiveRounds
+    from fl_privacy.scientist.run_folder import RunFolder
+
+    folder = RunFolder(out)
+    plan = folder.settings.plan
+    with _connected(federation) as connected, LiveRounds(plan.rounds) as live:
+        connected.relay_keys()
+        cards = connected.corpora()
+        history = connected.resume(out, watcher=live)
+    _show_run(plan, folder.bundle, history, cards, out)
+
+
+def _show_run(plan: TrainingPlan, bundle: ModelBundle, history: History, cards: Corpora, out: Path) -> None:
+    from fl_privacy.display import by_owner, console, rounds
+    from fl_privacy.scientist.by_owner import measure_by_owner
+
     console.print(rounds(history.rounds, history.accuracy_before))
+    console.print(by_owner(measure_by_owner(plan, bundle, cards, out)))
     console.print(history.federation_claim)
     console.print(f"model: {out / 'model'}   picture: {out / 'rounds.png'}")
 
 
 def _connected(federation: Path) -> Any:
-    from fl_privacy.scientist.files import connect
+    from fl_privacy.scientist.federation import Federation
 
-    return connect(federation, lambda prompt: str(click.prompt(prompt, hide_input=True)))
+    return Federation.connect(federation, lambda prompt: str(click.prompt(prompt.rstrip(": "), hide_input=True)))

@@ -53,7 +53,7 @@ def ledger_import(file: Path, home: Path, head: str | None) -> None:
 @click.argument("file", type=FILE)
 @click.option("--key", required=True, help="The owner's public signing key, in hex (see `owner status`).")
 def ledger_verify(file: Path, key: str) -> None:
-    """Verify one export: chain, signatures, and epsilon recomputed by an independent accountant."""
+    """Verify FILE, an export: chain, signatures, and epsilon recomputed by an independent accountant."""
     from fl_privacy.display import audit, console
     from fl_privacy.privacy.audit import audit_export
 

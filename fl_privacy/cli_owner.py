@@ -174,7 +174,7 @@ def owner_registry(home: Path) -> None:
 @click.argument("email")
 @home_option
 def owner_invite(name: str, email: str, home: Path) -> None:
-    """Create a scientist's account; prints the generated password once."""
+    """Create an account for the scientist NAME, known by EMAIL; prints the generated password once."""
     from fl_privacy.owner import Owner
 
     click.echo(Owner.running(home).invite(name, email))

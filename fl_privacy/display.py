@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, track
+from rich.console import Group
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
 from fl_privacy.display_corpora import corpora as corpora
+from fl_privacy.display_parts import console as console
+from fl_privacy.display_parts import table as table
 from fl_privacy.display_review import review as review
+from fl_privacy.display_runs import LiveRounds as LiveRounds
+from fl_privacy.display_runs import by_owner as by_owner
+from fl_privacy.display_runs import rounds as rounds
 from fl_privacy.encryption.registry import Registry
-from fl_privacy.errors import RoundFailed
-from fl_privacy.messages import LedgerStatement
-from fl_privacy.scientist.history import EvaluationRecord, OwnerSpend, RoundRecord, Watcher
+from fl_privacy.ledger_statement import LedgerStatement
 
-WIDTH = 118  # where the output is not a terminal that knows its own
 if TYPE_CHECKING:
     from fl_privacy.encryption.evidence import Verdict
     from fl_privacy.privacy.audit import AuditResult
     from fl_privacy.privacy.entries import LedgerEntry
     from fl_privacy.privacy.report import AuditReport
-
-console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table whose first column is left-aligned and the others right-aligned."""
-    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right")
-    for row in rows:
-        drawn.add_row(*(str(cell) for cell in row))
-    return drawn
 
 
 def status(told: Mapping[str, Any]) -> Table:
@@ -53,6 +42,7 @@ def status(told: Mapping[str, Any]) -> Table:
         ("epsilon spent / budget", _budget_in_words(told)),
         ("ledger", f"{told['ledger_entries']} entries"),
         ("training workers", ", ".join(f"{part} {how}" for part, how in told["sandbox"].items())),
+        ("trains on", f"{told['training']['device']}, in {told['training']['processes']} process(es)"),
         ("installed package", f"{told['package'][:16]}…"),
         *((f"plan {item['plan']}", _decision_in_words(item)) for item in told["decisions"]),
     ]
@@ -170,102 +160,21 @@ def audit_report(report: AuditReport) -> Group:
     return Group(*parts)
 
 
-def rounds(records: Sequence[RoundRecord], before: float | None = None) -> Table:
-    """One row per round."""
-    latest = {owner: spend for record in records for owner, spend in record.spends.items()}
-    owners = sorted(latest)
-    epsilons = [f"ε {owner}{latest[owner].period}" for owner in owners]
-    columns = ["round", "score", *epsilons, "MB up", "MB down", "s train", "s crypto", "s transport"]
-    rows: list[list[str]] = []
-    if before is not None:
-        rows.append(["base", f"{before:.2%}", *([""] * (len(columns) - 2))])
-    for record in records:
-        spends = [_spend_in_words(spend) if (spend := record.spends.get(owner)) else "-" for owner in owners]
-        seconds = [record.seconds_training, record.seconds_crypto, record.seconds_transport]
-        mega = [f"{record.bytes_up / 1e6:.2f}", f"{record.bytes_down / 1e6:.2f}"]
-        rows.append([str(record.round + 1), f"{record.accuracy:.2%}", *spends, *mega, *(f"{s:.1f}" for s in seconds)])
-    return table("Rounds", columns, rows)
-
-
-class LiveRounds(Watcher):
-    """Progress bars, one per owner and round, and a line per finished round. Use as a context manager."""
-
-    def __init__(self, total_rounds: int) -> None:
-        self.total_rounds = total_rounds
-        self.round = 1
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=console, transient=True)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> LiveRounds:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def step(self, owner: str, step: int, steps: int) -> None:
-        """Move an owner's bar."""
-        if owner not in self._tasks:
-            self._tasks[owner] = self._bars.add_task(f"round {self.round}/{self.total_rounds} {owner}", total=steps)
-        self._bars.update(self._tasks[owner], completed=step, total=steps)
-
-    def round_done(self, record: RoundRecord) -> None:
-        """Print the round and clear the bars."""
-        self._clear()
-        largest = max(record.spends.values(), key=lambda spend: spend.counted)
-        seconds = record.seconds_training + record.seconds_crypto + record.seconds_transport
-        console.print(
-            f"  round {record.round + 1}/{self.total_rounds}: score {record.accuracy:.2%},"
-            f" largest epsilon {largest.counted:.2f}{largest.period}, {record.bytes_up / 1e6:.1f} MB up, {seconds:.0f} s"
-        )
-        self.round = record.round + 2
-
-    def evaluated(self, record: EvaluationRecord) -> None:
-        """Print what was measured, and how far the noise moves it."""
-        self._clear()
-        console.print(f"  after round {record.round}/{self.total_rounds}, {record.in_words}")
-
-    def evaluation_skipped(self, round_index: int, failures: Sequence[Mapping[str, str]]) -> None:
-        """Say that the run goes on."""
-        owners = ", ".join(sorted({owner for attempt in failures for owner in attempt}))
-        told = f"  the evaluation after round {round_index} is skipped after {len(failures)} attempts (failed: {owners})"
-        console.print(told, style="red")
-
-    def round_failed(self, error: RoundFailed, attempts_left: int) -> None:
-        """Say who failed and what happens next."""
-        self._clear()
-        console.print(f"  {error}; {'trying again' if attempts_left else 'no attempt is left'}", style="red")
-
-    def round_skipped(self, round_index: int, failures: Sequence[Mapping[str, str]]) -> None:
-        """Say that the model stays, and that what was spent is spent."""
-        owners = ", ".join(sorted({owner for attempt in failures for owner in attempt}))
-        console.print(
-            f"  round {round_index + 1}/{self.total_rounds} is skipped after {len(failures)} attempts (failed: {owners});"
-            " the model stays as it is, and what the owners spent stays in their ledgers",
-            style="bold red",
-        )
-        self.round = round_index + 2
-
-    def _clear(self) -> None:
-        for task in self._tasks.values():
-            self._bars.remove_task(task)
-        self._tasks.clear()
-
-
 def jobs(found: Sequence[Mapping[str, Any]]) -> Table:
     """The guard's orders, the newest first."""
-    columns = ["plan", "order", "scientist", "round", "attempt", "state", "step", "seconds"]
+    columns = ["plan", "order", "scientist", "what", "attempt", "state", "step", "seconds"]
     rows = []
     for job in found:
-        where = (job["order"][:12], f"{job['scientist'][:12]}…", job["round"] + 1, job["attempt"] + 1)
-        rows.append((job["plan"], *where, job["state"], f"{job['step']}/{job['steps']}", f"{job['seconds']:.0f}"))
+        what = (job["order"][:12], f"{job['scientist'][:12]}…", _work_in_words(job), job["attempt"] + 1)
+        rows.append((job["plan"], *what, job["state"], f"{job['step']}/{job['steps']}", f"{job['seconds']:.0f}"))
     return table("Jobs", columns, rows)
 
 
-def _spend_in_words(spend: OwnerSpend) -> str:
-    total = f"\n{spend.epsilon:.2f} in total" if spend.period_days else ""
-    return f"{spend.counted:.2f} / {spend.budget:.2f}{total}"
+def _work_in_words(job: Mapping[str, Any]) -> str:
+    training = f"round {job['round'] + 1}"
+    if job["purpose"] == "train":
+        return training
+    return "final evaluation" if job["is_final"] else f"evaluation before {training}"
 
 
 def _budget_in_words(told: Mapping[str, Any]) -> str:

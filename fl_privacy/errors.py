@@ -13,7 +13,8 @@ FlPrivacyError
  │   ├─ NotApproved         plan, code, corpus, key, installed package or date are not what the owner approved
  │   ├─ RequestDenied       the owner said no, or revoked its approval; carries the reason
  │   ├─ OrderRefused        out of schedule, replayed, or in conflict with an earlier order
- │   │   └─ PolicyRefused   ... or outside what the owner's domain.toml allows; names the line
+ │   │   ├─ PolicyRefused   ... or outside what the owner's domain.toml allows; names the line
+ │   │   └─ ControlMismatch ... or names a control variate that this owner does not have; says how to start anew
  │   ├─ DatasitePaused      the owner has paused the whole datasite; carries the reason
  │   ├─ CohortTooSmall      fewer owners than can hide one update in a sum
  │   └─ OrderFailed         the order was admitted and paid, then failed; a new attempt is needed
@@ -28,6 +29,7 @@ FlPrivacyError
  │   ├─ ChecksumMismatch    the opened sum is not the sum of the whole cohort
  │   └─ KeyMissing          a key that this step needs was never set up
  ├─ HomeError               an owner's or scientist's folder is missing, locked or open to others
+ │   └─ CheckpointError     ... or a run cannot go on from what lies in it
  ├─ ConnectionFailed        a guard or datasite does not answer
  ├─ CredentialsRefused      wrong e-mail, password or account
  ├─ TooManyRequests         more requests, or wrong log-ins, than a datasite answers; says when to try again
@@ -97,6 +99,13 @@ class PolicyRefused(OrderRefused):
     """Outside what the owner's ``domain.toml`` allows, whatever was approved; the message names the line."""
 
 
+class ControlMismatch(OrderRefused):
+    """A SCAFFOLD order and this owner disagree on which control variate of its own comes next, or it was lost.
+
+    The owner never trains from another one in its place. The scientist starts all variates anew, at zero.
+    """
+
+
 class DatasitePaused(AdmissionError):
     """The owner has paused the whole datasite; the message carries the reason."""
 
@@ -155,6 +164,10 @@ class KeyMissing(EncryptionError):
 
 class HomeError(FlPrivacyError):
     """A state folder is missing, in use by another process, or open to other users."""
+
+
+class CheckpointError(HomeError):
+    """A run's folder holds no run, another one, one that is not finished, or files that do not fit together."""
 
 
 class ConnectionFailed(FlPrivacyError):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal, Self, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_serializer
 
 from fl_privacy.errors import MessageError, SignatureInvalid
 
@@ -95,13 +96,27 @@ class CkksEncoding(Message):
     value_range: Annotated[float, Field(gt=0)]
 
 
+class Control(Message):
+    """SCAFFOLD's control variates as an order has them: the server's, and which of an owner's own goes with it.
+
+    ``blob`` is the sha256 of the server's variate (safetensors); None: it is zero, and nothing was summed into it yet.
+    ``since`` is the round before which all variates were zero. ``after`` names, for each owner of the cohort, its latest order
+    whose sum is in the server's variate; None: none since then.
+    """
+
+    blob: Digest | None
+    since: Annotated[int, Field(ge=0)]
+    after: tuple[Digest | None, ...]
+
+
 class RoundOrder(Message):
     """What the scientist orders from every owner of a cohort for one attempt at one round; its digest is R_t.
 
     R_t is bound into mask keys, check values, ciphertext headers and every signature of the round, so that nothing made for one
     order is of use in another. ``key`` names the HE secret key that the owners share; ``weights`` are the declared corpus
     sizes, in the order of ``cohort``; ``model`` is the sha256 of the safetensors blob. An order to evaluate is for the model
-    that round ``round`` starts from, or, if that is the number of rounds, for the finished one.
+    that round ``round`` starts from, or, if that is the number of rounds, for the finished one. ``control`` is in the orders
+    to train by SCAFFOLD, and only in them in the canonical form, so that all other orders keep their digest.
     """
 
     version: Literal[3] = 3
@@ -117,6 +132,14 @@ class RoundOrder(Message):
     cohort: tuple[OwnerName, ...]
     weights: tuple[Annotated[int, Field(ge=1)], ...]
     encoding: Annotated[Encoding | CkksEncoding, Field(discriminator="scheme")]
+    control: Control | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialized: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        fields = serialized(self)
+        if self.control is None:
+            del fields["control"]
+        return fields
 
     @property
     def turn(self) -> tuple[int, bool, int]:
@@ -128,7 +151,7 @@ class UpdateReceipt(Message):
     """An owner's signed word for its encrypted update. Only hashes, public costs and the ledger's state.
 
     ``self_mask`` commits to the seed of the owner's self-mask (``encryption.agreement.commit``); None where there are no masks.
-    The figures of epsilon are those of ``LedgerStatement``.
+    The figures of epsilon are those of ``LedgerStatement``; ``noise_multiplier`` follows from plan and declared size.
     """
 
     order: Digest
@@ -144,6 +167,7 @@ class UpdateReceipt(Message):
     ledger_head: Digest
     period_days: int | None = None
     epsilon_in_period: float | None = None
+    noise_multiplier: Annotated[float, Field(gt=0)] | None = None
 
 
 class CloseRequest(Message):
@@ -230,25 +254,6 @@ class CorpusCard(Message):
     unit: PrivacyUnit = "record"  # what declared_size counts, and who the ledger's epsilon is for
     annotations: tuple[Annotation, ...] = ()  # what every row has besides its text
     mock_rows: tuple[Row, ...]
-
-
-class LedgerStatement(Message):
-    """An owner's signed statement of its privacy ledger.
-
-    ``epsilon_spent`` is the total since the ledger began. With ``period_days`` the budget bounds only ``epsilon_in_period``,
-    what was reserved in the last so many days; nothing bounds the total. Without, the budget bounds the total.
-    """
-
-    owner: OwnerName
-    epsilon_spent: float
-    epsilon_budget: float
-    delta: float
-    unit: PrivacyUnit = "record"
-    accountant: Literal["prv", "rdp"]
-    entries: int
-    head: Digest
-    period_days: int | None = None
-    epsilon_in_period: float | None = None  # None without a period
 
 
 Some = TypeVar("Some", bound=Message)

@@ -94,7 +94,8 @@ class ModelSpec(Message):
 
 
 class Adapter(NamedTuple):
-    """Low-rank adapters W + (alpha / rank) B A on each layer's query and value (Hu et al. 2022, LoRA).
+    """Low-rank adapters W + (alpha / rank) B A on each layer's query and value (Hu et al. 2022, LoRA); on a GPT-2, whose layers
+    have one matrix of query, key and value, on all three.
 
     With ``frozen_a`` only B is trained, so that the mean of the owners' updates is the update of their mean (Sun et al. 2024,
     FFA-LoRA).

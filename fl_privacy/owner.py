@@ -24,6 +24,7 @@ from fl_privacy.errors import ConnectionFailed, FlPrivacyError, HomeError, Order
 from fl_privacy.guard.client import FRONT_SOCKET, OWNER_SOCKET, GuardClient
 from fl_privacy.guard.domain import Domain
 from fl_privacy.messages import CorpusCard, Signed
+from fl_privacy.template import REVOKED
 
 if TYPE_CHECKING:
     from fl_privacy.datasite.requests import CodeRequest
@@ -250,7 +251,7 @@ class Owner:
 
         request = self.request(number)
         self.guard.call("POST", "/v1/revoke", _json(code=request.code, reason=reason))
-        requests.deny(self.desk, request, reason)
+        requests.deny(self.desk, request, REVOKED + reason)
 
     def jobs(self) -> list[dict[str, Any]]:
         """The guard's latest orders, newest first; see ``guard.jobs``."""

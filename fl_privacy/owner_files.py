@@ -10,7 +10,8 @@ from fl_privacy.encryption.keys import Identity
 from fl_privacy.encryption.registry import Registry, RegistryRecord, complete_registry, verify_registry
 from fl_privacy.errors import HomeError
 from fl_privacy.guard.domain import Domain
-from fl_privacy.messages import LedgerStatement, open_signed, public_hex
+from fl_privacy.ledger_statement import LedgerStatement
+from fl_privacy.messages import open_signed, public_hex
 from fl_privacy.privacy.entries import LedgerEntry
 
 if TYPE_CHECKING:

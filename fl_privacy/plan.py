@@ -14,8 +14,10 @@ import tomli_w
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from fl_privacy.errors import PlanError
-from fl_privacy.messages import Annotation, CorpusCard, Message, OwnerName, first_problem
+from fl_privacy.messages import Annotation, CorpusCard, OwnerName, first_problem
 from fl_privacy.model_spec import Adapter, ModelSpec
+from fl_privacy.selection import Selection, cohort, first_isolation, most_rounds
+from fl_privacy.strategy_fields import StrategyFields
 
 MINIMAL_COHORT = 3  # with two owners, each reads the other's update by subtracting its own from the sum
 ATTEMPTS_PER_ROUND = 3  # one and two repetitions; then the round is skipped
@@ -32,7 +34,7 @@ def _usual_bound(plan: dict[str, Any]) -> float:
     return {"classification": 1.1, "ner": 5.0}.get(str(task), round(1.6 * places, 2))
 
 
-class TrainingPlan(Message):
+class TrainingPlan(StrategyFields):
     """A course of federated training with differential privacy.
 
     Privacy: all that an owner's guard releases, the updates of all rounds and the evaluations, is (``target_epsilon``,
@@ -65,7 +67,15 @@ class TrainingPlan(Message):
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 0  # counted over the whole run, not per round
     schedule: Literal["constant", "linear"] = "linear"  # after the warm-up; linear falls to zero at the end of the run
-    server_lr: Annotated[float, Field(gt=0, le=10)] = 1.0
+
+    # who trains in a round (see ``selection``): cohort_size is that of a group, or of a draw from the public seed
+    selection: Selection = "all"
+    cohort_size: Annotated[int, Field(ge=0, le=100)] = 0  # with "all" zero: everybody
+    selection_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    # when to end before all rounds are done (see ``strategies.stopping``); 0: never
+    patience: Annotated[int, Field(ge=0, le=1000)] = 0  # rounds without a better validation score; then the best model counts
+    minimal_update: Annotated[float, Field(ge=0, lt=1)] = 0.0  # relative norm of a round's change of the trained tensors
 
     target_epsilon: Annotated[float, Field(gt=0, le=50)] = 8.0
     delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
@@ -112,6 +122,70 @@ class TrainingPlan(Message):
             raise ValueError(f"max_length: {self.max_length} is more than the model's {self.model.positions} positions")
         return self
 
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> Self:
+        if self.strategy != "scaffold":
+            return self
+        if self.optimizer != "sgd":
+            raise ValueError(
+                'strategy: scaffold needs optimizer = "sgd"; an update by AdamW is no mean of gradients, as its control'
+                " variates have to be"
+            )
+        if self.selection == "random":
+            raise ValueError(
+                "strategy: scaffold carries an owner's earlier updates into later sums, where random cohorts could isolate"
+                ' them; use selection = "all" or "groups"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cohorts_hide(self) -> Self:
+        if (self.selection == "all") != (self.cohort_size == 0):
+            raise ValueError("cohort_size: it goes with selection groups or random, which need it")
+        if self.selection != "random" and self.selection_seed:
+            raise ValueError('selection_seed: only selection = "random" uses it')
+        if self.selection == "all":
+            return self
+        if not self.minimal_cohort <= self.cohort_size <= len(self.owners):
+            raise ValueError(f"cohort_size: {self.cohort_size} is not between minimal_cohort and the number of owners")
+        if found := first_isolation(self.owners, self.selection, self.cohort_size, self.selection_seed, self.rounds):
+            raise ValueError(
+                f"selection: the sums of rounds 0 to {found[0]} together would give {found[1]}'s update away; plan fewer"
+                ' rounds, or selection = "groups"'
+            )
+        return self
+
+    def cohort(self, round_index: int) -> tuple[str, ...]:
+        """The owners that train in a round, sorted; all of them evaluate."""
+        return cohort(self.owners, self.selection, self.cohort_size, self.selection_seed, round_index)
+
+    @property
+    def busiest_rounds(self) -> tuple[int, ...]:
+        """The rounds in which the owner trains that trains most often; the noise is calibrated for as many at every owner."""
+        return most_rounds(self.owners, self.selection, self.cohort_size, self.selection_seed, self.rounds)
+
+    @property
+    def trainings(self) -> int:
+        """Trainings that an owner's ledger lets this plan pay for."""
+        return len(self.busiest_rounds) + self.retries
+
+    def rate_factor(self, step: int) -> float:
+        """Factor on the learning rate at a step of the whole run (0 to total_steps - 1), always above zero.
+
+        Rises linearly over ``warmup_steps``, then stays (``constant``) or falls linearly (``linear``), to zero at
+        ``total_steps``.
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        return max(self.total_steps - step, 0) / (self.total_steps - self.warmup_steps)
+
+    def rates(self, round_index: int) -> tuple[float, ...]:
+        """The learning rates of a round's local steps."""
+        first = round_index * self.local_steps
+        return tuple(self.learning_rate * self.rate_factor(step) for step in range(first, first + self.local_steps))
+
     @property
     def layers(self) -> tuple[int, int] | None:
         """First and last trained encoder layer when ``trainable`` is a range, else None."""
@@ -138,8 +212,8 @@ class TrainingPlan(Message):
 
     @property
     def paid_steps(self) -> int:
-        """DP-SGD steps that the noise is calibrated for: every round, and every retry the plan allows."""
-        return (self.rounds + self.retries) * self.local_steps
+        """DP-SGD steps that the noise is calibrated for: every round of an owner, and every retry the plan allows."""
+        return self.trainings * self.local_steps
 
     @property
     def evaluated_rounds(self) -> tuple[int, ...]:
@@ -156,7 +230,7 @@ class TrainingPlan(Message):
     @property
     def paid_orders(self) -> int:
         """Trainings and evaluations that an owner's ledger lets this plan pay for."""
-        return self.rounds + self.retries + self.evaluations
+        return self.trainings + self.evaluations
 
     def sample_rate(self, declared_size: int) -> float:
         """Poisson rate q at an owner: expected batch over the *declared* (public) number of units that are trained on.

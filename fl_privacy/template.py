@@ -14,6 +14,7 @@ from fl_privacy.messages import Signed, open_signed
 from fl_privacy.plan import TrainingPlan
 
 LONGEST = 200_000
+REVOKED = "approval revoked: "  # what a request's reason begins with once its approval was taken back; Syft knows only denials
 
 _TEMPLATE = '''\
 def {name}(task, site, datasite):

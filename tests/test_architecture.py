@@ -13,7 +13,19 @@ import pytest
 import fl_privacy
 
 PACKAGE = Path(fl_privacy.__file__).parent
-LEVEL_1 = {"errors", "messages", "model_spec", "parallel_composition", "parameters", "plan", "row_files", "template"}
+LEVEL_1 = {
+    "errors",
+    "ledger_statement",
+    "messages",
+    "model_spec",
+    "parallel_composition",
+    "parameters",
+    "plan",
+    "row_files",
+    "selection",
+    "strategy_fields",
+    "template",
+}
 # where the rooms are put together for people
 ASSEMBLY = {
     "owner",
@@ -21,7 +33,9 @@ ASSEMBLY = {
     "auditor",
     "display",
     "display_corpora",
+    "display_parts",
     "display_review",
+    "display_runs",
     "cli",
     "cli_owner",
     "cli_ledger",
@@ -45,14 +59,14 @@ ALLOWED = {
 }
 # single modules that a room may import besides
 EXCEPTIONS = {
-    ("learning.local_training", "privacy.dp_sgd"),
+    *(("learning.local_training", f"privacy.{part}") for part in ("dp_sgd", "team")),
     *(("learning.local_evaluation", f"privacy.{part}") for part in ("dp_evaluation", "randomness")),
     ("console.parts", "guard.findings"),
     ("guard.guard", "__version__"),
     *((f"datasite.{name}", "guard.client") for name in ("front_desk", "execution", "__main__")),
     *(
         (f"scientist.{name}", f"encryption.{part}")
-        for name in ("federation", "training_run", "rounds", "enrolment")
+        for name in ("federation", "training_run", "records", "orders", "preview", "rounds", "enrolment")
         for part in ("agreement", "blind_sum", "evidence", "packing", "registry")
     ),
 }
@@ -69,7 +83,7 @@ THIRD_PARTIES = {
     "torch": {"learning", "privacy"},
     "nicegui": {"console"},
     "pyarrow": {"row_files"},
-    "rich": ASSEMBLY,
+    "rich": ASSEMBLY | {"scientist"},  # whose values show themselves
     "click": ASSEMBLY,
 }
 

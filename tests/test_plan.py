@@ -55,6 +55,19 @@ def plan(**changes: Any) -> TrainingPlan:
         ({"purpose": "short"}, "purpose"),
         ({"surprise": 1}, "surprise"),
         ({"model": {"source": "x"}}, "model"),
+        ({"strategy": "fedsgd"}, "strategy"),
+        ({"strategy": "scaffold"}, 'strategy: scaffold needs optimizer = "sgd"; an update by AdamW is no mean of gradients'),
+        ({"strategy": "scaffold", "optimizer": "sgd", "scaffold_damping": 0.0}, "scaffold_damping: with 0"),
+        ({"strategy": "scaffold", "optimizer": "sgd", "scaffold_damping": 1.5}, "scaffold_damping"),
+        ({"scaffold_damping": 0.5}, "scaffold_damping: fedavg does not use it; it is for scaffold"),
+        ({"prox_mu": 0.1}, "prox_mu: fedavg does not use it; it is for fedprox"),
+        ({"strategy": "fedprox", "prox_mu": -0.1}, "prox_mu"),
+        ({"strategy": "fedprox", "server_momentum": 0.9}, "server_momentum: fedprox does not use it; it is for fedavgm"),
+        ({"strategy": "fedavgm", "server_momentum": 1.0}, "server_momentum"),
+        ({"strategy": "fedavgm", "server_beta2": 0.9}, "server_beta2: fedavgm does not use it; it is for fedadam, fedyogi"),
+        ({"strategy": "fedadam", "server_tau": 0.0}, "server_tau: fedadam divides by it"),
+        ({"patience": -1}, "patience"),
+        ({"minimal_update": 1.0}, "minimal_update"),
     ],
 )
 def test_a_bad_field_is_refused_by_name(changes: dict[str, Any], told: str) -> None:
@@ -109,6 +122,31 @@ def test_equal_plans_have_equal_digests_and_a_changed_plan_another(changes: dict
 def test_a_plan_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValueError, match="frozen"):
         plan().rounds = 7  # type: ignore[misc]
+
+
+def test_scaffold_refuses_random_cohorts() -> None:
+    fields: dict[str, Any] = {"strategy": "scaffold", "optimizer": "sgd", "owners": tuple("abcdefgh"), "cohort_size": 4}
+    with pytest.raises(PlanError, match="strategy: scaffold carries an owner's earlier updates into later sums"):
+        plan(**fields, selection="random", rounds=2)
+    assert plan(**fields, selection="groups", rounds=2).cohort(1) == ("e", "f", "g", "h")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "constants"),
+    [
+        ("fedavg", (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)),
+        ("fedprox", (1.0, 0.01, 0.0, 0.0, 0.0, 0.0)),
+        ("scaffold", (1.0, 0.0, 0.5, 0.0, 0.0, 0.0)),
+        ("fedavgm", (1.0, 0.0, 0.0, 0.9, 0.0, 0.0)),
+        ("fedadam", (0.01, 0.0, 0.0, 0.9, 0.99, 1e-3)),
+        ("fedyogi", (0.01, 0.0, 0.0, 0.9, 0.99, 1e-3)),
+    ],
+)
+def test_a_strategys_constants_have_its_own_defaults(strategy: str, constants: tuple[float, ...]) -> None:
+    names = ("server_lr", "prox_mu", "scaffold_damping", "server_momentum", "server_beta2", "server_tau")
+    made = plan(strategy=strategy, optimizer="sgd")
+    assert tuple(getattr(made, name) for name in names) == constants
+    assert TrainingPlan.from_toml(made.to_toml()).digest() == made.digest()
 
 
 def test_the_noise_is_calibrated_for_every_attempt_that_may_run() -> None:

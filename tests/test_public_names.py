@@ -14,6 +14,7 @@ PINNED = {
     "AuditResult",
     "FedAvg",
     "Federation",
+    "FlPrivacyError",
     "History",
     "Login",
     "ModelBundle",

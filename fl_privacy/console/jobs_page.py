@@ -127,13 +127,20 @@ def _earlier(visit: Visit, jobs: list[dict[str, Any]]) -> None:
 
 def _where(visit: Visit, job: Job) -> str:
     told = [
-        visit.say("round", number=job["round"] + 1),
+        _work(visit, job),
         f"{job['scientist'][:16]}…",
         f"{visit.say('order')} {job['order'][:12]}",
     ]
     if job["attempt"]:
         told.insert(1, visit.say("attempt", number=job["attempt"] + 1))
     return " · ".join(told)
+
+
+def _work(visit: Visit, job: Job) -> str:
+    number = job["round"] + 1
+    if job["purpose"] == "train":
+        return visit.say("round", number=number)
+    return visit.say("final evaluation" if job["is_final"] else "evaluation before", number=number)
 
 
 def _states(jobs: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -18,9 +18,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import sqlalchemy
 import syft
 import syft.server.server
 import syft.server.uvicorn
+from sqlalchemy.ext.compiler import compiles
 from syft.server.server import Server
 from syft.service import response
 from syft.service import service as service_module
@@ -87,6 +89,7 @@ def apply() -> None:
     ):  # they print the database's password, and a traceback for every bad call
         vars(module)["print"] = _print_nothing
     _walk_no_bytes()
+    _keep_ids_text()
     for name in SECRETS_IN_ENVIRONMENT:  # Syft has read them by now; jobs must not inherit them
         os.environ.pop(name, None)
 
@@ -219,3 +222,14 @@ def _walk_no_bytes() -> None:
 
     around(syft_object, "attach_attribute_to_syft_object", attach)
     service_module.attach_attribute_to_syft_object = syft_object.attach_attribute_to_syft_object
+
+
+def _keep_ids_text() -> None:
+    """Stock gives ids the column type UUID, in which SQLite keeps ``12...8e34`` or 32 digits as a number, one id in a million.
+
+    Such an object, and every list that it is in, cannot be read any more.
+    """
+
+    @compiles(sqlalchemy.UUID, "sqlite")  # type: ignore[no-untyped-call, untyped-decorator]
+    def column_type(*_: Any, **options: Any) -> str:
+        return "CHAR(32)"

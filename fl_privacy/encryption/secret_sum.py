@@ -81,6 +81,22 @@ def protect_update(
             file.write(cipher.save_update(encryptor.encrypt_symmetric(plain), bits, scratch))
 
 
+def representable(update: Vector, order: RoundOrder, owner: str) -> Vector:
+    """The update as a sum of this order holds it, for an owner that has to know what it adds: clipped, and rounded.
+
+    ``protect_update`` of the result adds exactly it but for float32: hardly a coordinate in 2**14 comes out a step apart. CKKS
+    only clips. Returns: unweighted, (count(order.tensors),). Raises: EncodingOverflow.
+    Privacy: post-processing, with rounding that does not depend on the data (``quantise``).
+    """
+    encoding, weight = order.encoding, order.weights[order.cohort.index(owner)] / sum(order.weights)
+    if encoding.scheme == "ckks":
+        reach = np.float32(encoding.value_range)
+        return np.clip(update, -reach, reach)
+    blocks = [dequantise_sum(fields, encoding, 1) for fields in _quantised_blocks(update, weight, encoding)]
+    rounded: Vector = np.concatenate(blocks) / np.float32(weight)
+    return rounded
+
+
 def open_sum(total: BinaryIO, order: RoundOrder, secret_key: bytes, self_masks: Sequence[bytes]) -> Vector:
     """Decrypt the sum of a whole cohort; never one owner's update.
 

@@ -44,16 +44,16 @@ def order_spend(order: RoundOrder, plan: TrainingPlan, declared_size: int) -> Sp
 
 def plan_spends(plan: TrainingPlan, declared_size: int) -> list[Spend]:
     """What the whole plan costs at an owner, one entry per paid order, trainings first."""
-    trainings = [round_spend(plan, declared_size)] * (plan.rounds + plan.retries)
+    trainings = [round_spend(plan, declared_size)] * plan.trainings
     return trainings + [evaluation_spend(plan)] * plan.evaluations
 
 
 def spends_by_round(plan: TrainingPlan, declared_size: int) -> list[list[Spend]]:
     """What a plan has cost at an owner after each paid training, its evaluations until then included; the last is all of it."""
     training, evaluation = round_spend(plan, declared_size), evaluation_spend(plan)
-    trainings = range(1, plan.rounds + plan.retries + 1)
-    evaluations = [sum(before < done for before in plan.evaluated_rounds) for done in trainings[:-1]] + [plan.evaluations]
-    return [[training] * done + [evaluation] * count for done, count in zip(trainings, evaluations, strict=True)]
+    own_rounds = [*plan.busiest_rounds, *[plan.rounds] * plan.retries]  # retries may come last
+    evaluations = [sum(before <= own for before in plan.evaluated_rounds) for own in own_rounds[:-1]] + [plan.evaluations]
+    return [[training] * done + [evaluation] * count for done, count in enumerate(evaluations, start=1)]
 
 
 def decision_for(signed: Signed, approvals: Approvals) -> tuple[RoundOrder, Decision]:
@@ -117,7 +117,7 @@ def check_paid_for(order: RoundOrder, plan: TrainingPlan, reserved: Sequence[Rou
     """Raise OrderRefused when this owner has ``reserved`` as many orders of the same purpose as the plan pays for."""
     used = sum(past.purpose == order.purpose for past in reserved)
     paid, what = {
-        "train": (plan.rounds + plan.retries, "trainings"),
+        "train": (plan.trainings, "trainings"),
         "evaluate": (plan.evaluations, "evaluations"),
     }[order.purpose]
     if used >= paid:
@@ -136,6 +136,8 @@ def _check_cohort(order: RoundOrder, plan: TrainingPlan, domain: Domain, card: C
         raise OrderRefused("the cohort must name each owner once, in order")
     if not set(order.cohort) <= set(plan.owners):
         raise OrderRefused(f"not in the approved plan: {', '.join(sorted(set(order.cohort) - set(plan.owners)))}")
+    if order.purpose == "train" and (others := sorted(set(order.cohort) - set(plan.cohort(order.round)))):
+        raise OrderRefused(f"the plan's selection has no part in round {order.round} for {', '.join(others)}")
     if domain.owner not in order.cohort or len(order.weights) != len(order.cohort):
         raise OrderRefused(f"the order has no part for {domain.owner}")
     if order.weights[order.cohort.index(domain.owner)] != card.declared_size:

@@ -73,6 +73,13 @@ class Policy(_Section):
     retention_days: Days = 30  # how long blobs lie that no unopened order names
 
 
+class Training(_Section):
+    """Where and by how many processes this owner's worker trains; no plan has a say in it, and no accountant needs to know."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where torch finds one
+    processes: Annotated[int, Field(ge=1, le=64)] = 1  # which share every step; on GPUs each needs one of its own
+
+
 class Domain(_Section):
     """``domain.toml``: who the owner is, and what it is willing to give."""
 
@@ -81,6 +88,7 @@ class Domain(_Section):
     description: str = ""
     budget: Budget
     policy: Policy = Policy()
+    training: Training = Training()
 
     @classmethod
     def read(cls, path: Path) -> Self:

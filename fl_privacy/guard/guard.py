@@ -8,7 +8,7 @@ from typing import Any
 
 from fl_privacy import __version__, template
 from fl_privacy.encryption.registry import OwnerCard
-from fl_privacy.errors import CorpusError, NotApproved
+from fl_privacy.errors import CorpusError, HomeError, NotApproved
 from fl_privacy.guard import sandbox
 from fl_privacy.guard.approvals import Approvals, Decision, Verdict
 from fl_privacy.guard.blobs import Blobs
@@ -24,6 +24,7 @@ from fl_privacy.guard.policy import check_auto_approvable
 from fl_privacy.guard.retention import delete_old, held
 from fl_privacy.guard.review import Review, check_approvable, review
 from fl_privacy.guard.rounds import Rounds
+from fl_privacy.learning.devices import Device, resolve
 from fl_privacy.messages import CorpusCard, Signed, open_signed, public_hex, sign
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.entries import DAY
@@ -35,11 +36,14 @@ class Guard:
     def __init__(self, home: GuardHome) -> None:
         self.home = home
         self.enrolment = Enrolment(home)
+        self.device = _device(home)
         self.isolation = sandbox.probe(home.folder / "domain.toml")
+        if self.device == "cuda":  # whose driver begins threads before the sandbox closes
+            self.isolation = self.isolation.model_copy(update={"files": "not isolated"})
         self.approvals = Approvals(home)
         self.orders = Orders(home.folder)
         self.blobs = Blobs(home.folder, partial(held, self.orders, self.approvals))
-        self.rounds = Rounds(home, self.approvals, self.blobs, self.orders, self.isolation)
+        self.rounds = Rounds(home, self.approvals, self.blobs, self.orders, self.isolation, self.device)
         self.closing = Closing(home, self.approvals, self.blobs, self.orders)
         self._finish_refusals()
         self.tidy()
@@ -92,6 +96,7 @@ class Guard:
             "ledger_entries": statement.entries,
             "paused": paused(self.home),
             "sandbox": self.isolation.model_dump(),
+            "training": {"device": self.device, "processes": self.home.domain.training.processes},
             "package": installed_package(),
             "version": __version__,
             "policy": self.home.domain.policy.model_dump(mode="json"),
@@ -165,6 +170,14 @@ class Guard:
             decision = self.approvals.record(plan, template.code_digest(code), corpus, verdict, reason)
             self.rounds.withdraw(decision.training_plan.digest(), reason)
         return decision
+
+
+def _device(home: GuardHome) -> Device:
+    training = home.domain.training
+    try:
+        return resolve(training.device, training.processes)
+    except HomeError as problem:
+        raise HomeError(f"{home.folder / 'domain.toml'}, [training]: {problem}") from None
 
 
 def _plan_digest(code: str) -> str:

@@ -4,6 +4,7 @@ order.json    admitted; the first file                  update.f32     trained u
 receipt.json  sealed; the last file of training         self-mask.key  b_k, until failed or superseded unclosed
 error.json    failed                                    closing.json   closed: the sum that a survivor list is signed for
 opening.json  written before the sum is decrypted       opened.json, opening-error.json    how that ended
+control.f32   c_k after it (``guard.control_variates``), while a later order may name it
 revoked.json  dead for good, whatever is approved later stopped.json   the owner ended its training
 
 Whatever is found after a crash is therefore finished, failed, or still to be closed; nothing is trained or paid for twice.
@@ -43,6 +44,11 @@ class OrderFolder:
     def update(self) -> Path:
         """The trained update, little-endian float32: differentially private, yet for the sums of this guard's orders only."""
         return self.path / "update.f32"
+
+    @property
+    def control(self) -> Path:
+        """This owner's control variate after the order, little-endian float32; like the update, for this guard's sums only."""
+        return self.path / "control.f32"
 
     @property
     def self_mask(self) -> Path:
@@ -119,7 +125,11 @@ class OrderFolder:
         write_json(self.path / "stopped.json", {"reason": reason})
 
     def revoke(self, reason: str) -> None:
-        """Never close, reveal or open this order, and delete what only that could need. Does nothing once it is opened."""
+        """Never close, reveal or open this order, and delete what only that or later orders could need.
+
+        Once it is opened, only its control variate goes.
+        """
+        self.control.unlink(missing_ok=True)
         if not self.is_opened:
             write_json(self.path / "revoked.json", {"reason": reason})
             self.update.unlink(missing_ok=True)

@@ -39,10 +39,11 @@ def _needed(folder: OrderFolder, is_latest: bool, approvals: Approvals) -> list[
     """The blobs of an order that may still be opened: once it is closed, whatever came after it, or as its plan's latest."""
     if folder.is_opened or folder.is_revoked or folder.has_failed or not (folder.is_closed or is_latest):
         return []
-    named = [folder.order.model]
+    order = folder.order
+    named = [order.model, *([order.control.blob] if order.control and order.control.blob else [])]
     if folder.is_sealed:
         named.append(UpdateReceipt.parse(folder.receipt.body).ciphertext)
-    elif decision := approvals.of_plan(folder.order.plan):
+    elif decision := approvals.of_plan(order.plan):
         named.append(decision.training_plan.model.vocabulary)
     if folder.is_closed:
         named.append(folder.closing.total)

@@ -15,7 +15,8 @@ from fl_privacy.guard.labels import misfits
 from fl_privacy.guard.policy import refusals, scientist_refusal
 from fl_privacy.guard.sandbox import Isolation
 from fl_privacy.learning.custom_task import problems
-from fl_privacy.messages import CorpusCard, LedgerStatement, Message, PrivacyUnit, Signed, open_signed
+from fl_privacy.ledger_statement import LedgerStatement
+from fl_privacy.messages import CorpusCard, Message, PrivacyUnit, Signed, open_signed
 from fl_privacy.plan import TrainingPlan
 
 CodeVerdict = Literal["template", "template with custom task", "custom code"]

@@ -25,11 +25,13 @@ from fl_privacy.guard import sandbox, worker
 from fl_privacy.guard.admission import check_order, check_paid_for, decision_for, key_of, order_spend
 from fl_privacy.guard.approvals import Approvals
 from fl_privacy.guard.blobs import Blobs
+from fl_privacy.guard.control_variates import advance, check_control, forget_others, own_control, same_controls
 from fl_privacy.guard.corpus import card_of, check_digest, holdout_key
 from fl_privacy.guard.files import write_atomically, write_json
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.orders import OrderFolder, Orders, move_update
 from fl_privacy.guard.policy import check_scientist
+from fl_privacy.learning.devices import Device
 from fl_privacy.learning.local_evaluation import STEPS
 from fl_privacy.messages import RoundOrder, Signed, UpdateReceipt, sign
 from fl_privacy.plan import TrainingPlan
@@ -44,9 +46,16 @@ class Rounds:
     """The orders of one guard, from admission to receipt."""
 
     def __init__(
-        self, home: GuardHome, approvals: Approvals, blobs: Blobs, orders: Orders, isolation: sandbox.Isolation
+        self,
+        home: GuardHome,
+        approvals: Approvals,
+        blobs: Blobs,
+        orders: Orders,
+        isolation: sandbox.Isolation,
+        device: Device,
     ) -> None:
         self.home, self.approvals, self.blobs, self.orders, self.isolation = home, approvals, blobs, orders, isolation
+        self._device = device
         self._training = threading.Lock()  # one training at a time: the machine has one accelerator's worth of memory
         self._steps: dict[str, tuple[int, int]] = {}  # orders that are in work now
         self._pids: dict[str, int] = {}
@@ -66,6 +75,7 @@ class Rounds:
             earlier = self.orders.of_plan(order.plan)
             past_orders = [past.order for past in earlier]
             plan = check_order(order, decision, self.home, past_orders, self.blobs.inbox, self.isolation)
+            check_control(order, plan, self.home.owner, earlier, self.blobs.inbox)
             spend = None
             if source := reusable(order, earlier):
                 folder.create(signed)
@@ -74,6 +84,7 @@ class Rounds:
                 spend = self._pay(folder, signed, order, plan, earlier)
             for past in earlier:
                 self._abandon(past)
+            forget_others(order, self.home.owner, earlier)
             self._steps[folder.digest] = (0, plan.local_steps if order.purpose == "train" else STEPS)
         threading.Thread(target=self._work, args=(folder, order, plan, spend), name=f"order-{folder.digest[:8]}").start()
         return self.state(folder.digest)
@@ -159,7 +170,7 @@ class Rounds:
         try:
             with self._turn(folder):
                 seconds = self._train(folder, order, plan, spend) if spend else 0.0
-                self._seal(folder, order, seconds)
+                self._seal(folder, order, plan, seconds)
         except FlPrivacyError as error:
             if not folder.is_sealed:  # else only the disk's last word on the receipt was bad
                 self._fail(folder, error)
@@ -205,7 +216,11 @@ class Rounds:
             unit=home.ledger.opening.unit,
             require_isolation=home.domain.policy.require_isolation,
             purpose=order.purpose,
+            control=str(self.blobs.inbox / order.control.blob) if order.control and order.control.blob else "",
+            own_control=str(own_control(order, home.owner, self.orders) or ""),
             holdout_key=holdout_key(home).hex() if plan.holdout else "",
+            device=self._device,
+            processes=home.domain.training.processes,
         )
         worker.run(
             job,
@@ -220,12 +235,16 @@ class Rounds:
         if folder.digest in self._stopped or self.orders.is_superseded(folder):  # before its pid was known
             self._kill_worker(folder.digest)
 
-    def _seal(self, folder: OrderFolder, order: RoundOrder, training_seconds: float) -> None:
+    def _seal(self, folder: OrderFolder, order: RoundOrder, plan: TrainingPlan, training_seconds: float) -> None:
         """Protect the update for this order, once, and sign the receipt."""
         clock, home = time.perf_counter(), self.home
+        spend = order_spend(order, plan, order.weights[order.cohort.index(home.owner)])
         with self.orders.lock:
             self._check_current(folder)  # or the update may have been deleted
             update, self_mask = np.fromfile(folder.update, "<f4"), b""
+            if order.control:
+                own = own_control(order, home.owner, self.orders)
+                update = advance(folder, plan, home.owner, update, own, self.blobs.inbox)
         committed = None
         if order.encoding.scheme != "ckks":
             self_mask = folder.new_self_mask()
@@ -254,6 +273,7 @@ class Rounds:
                 ledger_head=statement.head,
                 period_days=statement.period_days,
                 epsilon_in_period=statement.epsilon_in_period,
+                noise_multiplier=spend.noise_multiplier,
             )
             write_atomically(folder.path / "receipt.json", sign(receipt, home.identity.signing_key).canonical())
 
@@ -274,4 +294,5 @@ def reusable(order: RoundOrder, earlier: Sequence[OrderFolder]) -> OrderFolder |
         return None
     last, past = earlier[-1], earlier[-1].order
     is_same_work = (past.turn[:2], past.model, past.tensors) == (order.turn[:2], order.model, order.tensors)
+    is_same_work = is_same_work and same_controls(order, past)
     return last if is_same_work and last.is_sealed and not last.is_closed and last.update.exists() else None

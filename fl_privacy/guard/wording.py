@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from fl_privacy.messages import CorpusCard, LedgerStatement
+from fl_privacy.ledger_statement import LedgerStatement
+from fl_privacy.messages import CorpusCard
 from fl_privacy.parallel_composition import ASSUMPTION
 from fl_privacy.plan import TrainingPlan
 
@@ -20,7 +21,9 @@ def plan_in_words(plan: TrainingPlan, scientist: str, card: CorpusCard, unit: st
         f"Who: scientist's key {scientist[:16]}…; together with {others}.",
         f"What is read: {_read(plan, card)}; each record that is read is cut to {plan.max_length} tokens and {_use(plan)}.",
         f"What is trained: {trained_layers(plan)} of {plan.model.source}; {plan.rounds} rounds of {plan.local_steps} steps"
+        + _own_rounds(plan, card.owner)
         + (f", and up to {plan.retries} rounds repeated." if plan.retries else "."),
+        *_what_is_kept(plan),
         *_what_is_evaluated(plan),
         *_what_leaves(plan),
         f"Protection: (epsilon, delta)-differential privacy. {UNITS[unit].capitalize()} more or less changes the probability of"
@@ -57,9 +60,8 @@ def sentence(plan: TrainingPlan, card: CorpusCard, statement: LedgerStatement, e
     """
     factor = math.exp(plan.target_epsilon)
     told = f"{factor:,.1f}" if factor < 1000 else f"{factor:,.0f}" if factor < 1e9 else f"{factor:.1e}"
-    trainings = plan.rounds + plan.retries
     sentences = [
-        f"If {card.owner} approves this plan, its guard may release at most {trainings} different updates of"
+        f"If {card.owner} approves this plan, its guard may release at most {plan.trainings} different updates of"
         f" {trained_layers(plan)}{_and_counts(plan)}, each with random noise added before it leaves.",
         f"Whatever anyone concludes from all of them together - the scientist, the other owners, whoever gets the model later,"
         f" with any other knowledge - the probability of that conclusion is at most {told} times as"
@@ -102,6 +104,21 @@ def _use(plan: TrainingPlan) -> str:
         "classification": "used with its label, to guess the label from the text",
         "ner": "used with its tags, to find and name entities in the text",
     }[plan.task]
+
+
+def _own_rounds(plan: TrainingPlan, owner: str) -> str:
+    own = sum(owner in plan.cohort(round_index) for round_index in range(plan.rounds))
+    return "" if own == plan.rounds else f", of which this owner trains in {own}"
+
+
+def _what_is_kept(plan: TrainingPlan) -> list[str]:
+    if plan.strategy != "scaffold":
+        return []
+    return [
+        "What is kept: a control variate, made of this owner's own updates, their noise included, and of public numbers."
+        " It shifts each step of later rounds (SCAFFOLD). It stays in the guard's home until the plan is revoked, and is no"
+        " further release."
+    ]
 
 
 def _what_is_evaluated(plan: TrainingPlan) -> list[str]:

@@ -1,8 +1,9 @@
 """The training worker: a process of its own that sees the corpus and one order's job, and no key.
 
 Workers are forked from a server process that has imported torch and never held anything of the guard's memory, so that an order
-does not wait for imports. A worker reads its inputs, opens its output, and then locks itself in (``guard.sandbox``). It tells
-how well it is isolated, steps done, or why it refused, through one pipe as JSON.
+does not wait for imports. A worker reads its inputs, opens its output, splits into as many processes as its owner wants, and
+then locks itself in (``guard.sandbox``). It tells how well it is isolated, steps done, or why it refused, through one pipe as
+JSON. The others of its processes end with the first, and that one ends when it misses one of them (``privacy.team``).
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import ConfigDict, Field
 
 from fl_privacy.errors import FlPrivacyError, OrderFailed, PolicyRefused, from_wire, to_wire
 from fl_privacy.guard import sandbox
+from fl_privacy.learning import devices
 from fl_privacy.learning.local_evaluation import evaluate_privately
 from fl_privacy.learning.local_training import train_update
 from fl_privacy.messages import Message, PrivacyUnit, Purpose, Row, TensorSpec
-from fl_privacy.parameters import Parameters, flatten, from_bytes
+from fl_privacy.parameters import Parameters, Vector, count, flatten, from_bytes, unflatten
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.holdout import Part, held_out
+from fl_privacy.privacy.team import Team
 from fl_privacy.row_files import StoredRows
 
-KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS")
+KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 LONGEST_SILENCE = 3600.0  # seconds without a step; a step of the largest plan on a slow machine takes minutes
 EVEN_STEPS = 1.0  # seconds; how long custom code takes may tell of single records, so its steps are drawn out to whole ones
@@ -56,7 +60,11 @@ class Job(Message):
     unit: PrivacyUnit = "record"
     require_isolation: bool = False
     purpose: Purpose = "train"
+    control: str = ""  # the server's control variate, and this owner's (SCAFFOLD); none: it is zero
+    own_control: str = ""
     holdout_key: Annotated[str, Field(repr=False)] = ""
+    device: devices.Device = "cpu"
+    processes: int = 1  # for training; one evaluates
 
 
 def run(job: Job, on_step: Callable[[int, int], None], started: Callable[[int], None]) -> None:
@@ -71,9 +79,8 @@ def run(job: Job, on_step: Callable[[int, int], None], started: Callable[[int], 
     started(worker.pid or 0)
     try:
         refusal = _listen(ours, on_step)
-    except TimeoutError:
-        worker.kill()
-        raise OrderFailed(f"the training worker was silent for {LONGEST_SILENCE:.0f} s and was ended; plan less work") from None
+        if refusal is not None:
+            worker.kill()  # one of its processes has told; the others may still wait for that one
     finally:
         worker.join()
     if refusal is not None:
@@ -83,18 +90,18 @@ def run(job: Job, on_step: Callable[[int, int], None], started: Callable[[int], 
 
 
 def _listen(pipe: Connection, on_step: Callable[[int, int], None]) -> FlPrivacyError | None:
-    refusal = None
+    """Why the worker refuses, or must be ended; None once it has nothing more to tell."""
     with pipe:
         while True:
             if not pipe.poll(LONGEST_SILENCE):
-                raise TimeoutError
+                return OrderFailed(f"the training worker was silent for {LONGEST_SILENCE:.0f} s and was ended; plan less work")
             try:
                 told = json.loads(pipe.recv_bytes())
             except EOFError:
-                return refusal
+                return None
             if "error" in told:
-                refusal = from_wire(told)
-            elif "isolation" in told:
+                return from_wire(told)  # the first is the cause: other processes only miss the one that told it
+            if "isolation" in told:
                 if set(told["isolation"].values()) != {"isolated"}:
                     _log.warning("a training worker is not wholly isolated on this system: %s", told["isolation"])
             else:
@@ -105,26 +112,45 @@ def _run(job_bytes: bytes, pipe: Connection) -> None:
     """What the forked process does; returning is success."""
     _forget_surroundings()
     job, tell = Job.parse(job_bytes), _Teller(pipe)
+    team = Team(job.processes if job.purpose == "train" else 1)
     try:
         rows, weights, vocabulary = (
             StoredRows(Path(job.corpus)),  # mapped, so that it can be read when no file can be opened
             Path(job.weights).read_bytes(),
             Path(job.vocabulary).read_bytes(),
         )
+        correction = _correction(job)
         with open(os.open(job.update, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            isolation = sandbox.enter(Path(job.corpus))
-            tell(isolation=isolation.model_dump())
+            team.split()
+            device = devices.start(job.device, team.rank, team.size)
+            isolation = sandbox.enter(Path(job.corpus), team.meet, team.size, gpu=job.device == "cuda")
+            if team.leads:
+                tell(isolation=isolation.model_dump())
             if job.require_isolation and isolation.missing:
                 raise PolicyRefused(f"policy, require_isolation = true: this worker's {isolation.missing} is not isolated")
             on_step = tell.step if job.plan.task != "custom" else tell.even_step
-            update = _work(job, rows, from_bytes(weights), vocabulary, on_step)
-            file.write(flatten(update, job.tensors).astype("<f4", copy=False).data)  # tofile() overlooks a full disk
+            on_step = on_step if team.leads else _untold
+            model = from_bytes(weights)
+            update = _work(job, rows, model, vocabulary, on_step, correction=correction, device=device, team=team)
+            if team.leads:
+                file.write(flatten(update, job.tensors).astype("<f4", copy=False).data)  # tofile() overlooks a full disk
     except FlPrivacyError as error:
         tell(**to_wire(error))
+    finally:
+        if not team.leads:
+            os._exit(0)  # how the worker ended is the leader's to say; it misses who ended too early
 
 
 def _work(
-    job: Job, rows: Sequence[Row], model: Parameters, vocabulary: bytes, on_step: Callable[[int, int], None]
+    job: Job,
+    rows: Sequence[Row],
+    model: Parameters,
+    vocabulary: bytes,
+    on_step: Callable[[int, int], None],
+    *,
+    correction: Parameters | None = None,
+    device: devices.Place | None = None,
+    team: Team | None = None,
 ) -> Parameters:
     """Train on what is not held out, or evaluate on what is."""
     if job.plan.holdout:
@@ -132,8 +158,37 @@ def _work(
         rows = Part(rows, held if job.purpose == "evaluate" else ~held)
     size, noise = job.declared_size, job.noise_multiplier
     if job.purpose == "evaluate":
-        return evaluate_privately(job.plan, model, vocabulary, rows, size, noise, on_step, unit=job.unit)
-    return train_update(job.plan, job.round, model, vocabulary, rows, size, noise, on_step, unit=job.unit)
+        return evaluate_privately(job.plan, model, vocabulary, rows, size, noise, on_step, unit=job.unit, device=device)
+    return train_update(
+        job.plan,
+        job.round,
+        model,
+        vocabulary,
+        rows,
+        size,
+        noise,
+        on_step,
+        unit=job.unit,
+        correction=correction,
+        device=device,
+        team=team,
+    )
+
+
+def _correction(job: Job) -> Parameters | None:
+    """SCAFFOLD's c - c_k, which the guard has seen to fit the order; None where both are zero."""
+    if not (job.control or job.own_control):
+        return None
+    correction: Vector = np.zeros(count(job.tensors), np.float32)
+    if job.control:
+        correction += flatten(from_bytes(Path(job.control).read_bytes()), job.tensors)
+    if job.own_control:
+        correction -= np.fromfile(job.own_control, "<f4")
+    return unflatten(correction, job.tensors)
+
+
+def _untold(step: int, steps: int) -> None:
+    """Progress of all processes but the leader."""
 
 
 class _Teller:

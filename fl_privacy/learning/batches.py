@@ -36,6 +36,10 @@ class Batch:
     places: Tensor  # (B, M) int64
     labels: Tensor  # (B, M) int64, IGNORED where an example has fewer places
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(*(tensor.to(device) for tensor in (self.input_ids, self.attention_mask, self.places, self.labels)))
+
 
 def collate(examples: Sequence[Features], pad: int) -> Batch:
     """At least one example, filled up to the longest with the token ``pad``."""

@@ -44,6 +44,7 @@ class Checkpoint:
                 "schedule": schedule.state_dict(),
                 "generator": json.dumps(generator.bit_generator.state),
                 "dropout": torch.get_rng_state(),
+                "dropout_on_gpu": torch.cuda.get_rng_state(model.device) if model.device.type == "cuda" else None,
             },
             partial,
         )
@@ -59,7 +60,7 @@ class Checkpoint:
         if not self.path.exists():
             return 0
         try:
-            kept = torch.load(self.path, weights_only=True)  # data only: nothing in the file is run
+            kept = torch.load(self.path, map_location="cpu", weights_only=True)  # data only: nothing in the file is run
             settings = kept["settings"]
         except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as problem:
             raise ModelError(f"{self.path} is no checkpoint ({type(problem).__name__}); delete it to start anew") from None
@@ -70,4 +71,6 @@ class Checkpoint:
         schedule.load_state_dict(kept["schedule"])
         generator.bit_generator.state = json.loads(kept["generator"])
         torch.set_rng_state(kept["dropout"])
+        if model.device.type == "cuda" and kept["dropout_on_gpu"] is not None:
+            torch.cuda.set_rng_state(kept["dropout_on_gpu"], model.device)
         return int(kept["step"])

@@ -82,12 +82,13 @@ class CustomTask(TokenTask):
         scores. So nothing of the task is part of the graph that reaches the parameters, and its loss cannot mix examples.
         """
         told = scores(model, batch)
-        pull = torch.zeros_like(told)
-        for index, labels in enumerate(batch.labels):
+        shown, all_labels = told.detach().cpu(), batch.labels.cpu()  # the task runs as it was rehearsed, also for a GPU
+        pull = torch.zeros_like(shown)
+        for index, labels in enumerate(all_labels):
             labelled = labels != IGNORED
             if labelled.any():
-                pull[index, labelled] = self.gradient(told[index, labelled], labels[labelled])
-        return (told * pull).sum(dim=(1, 2))
+                pull[index, labelled] = self.gradient(shown[index, labelled], labels[labelled])
+        return (told * pull.to(told.device)).sum(dim=(1, 2))
 
     def gradient(self, scores: Tensor, labels: Tensor) -> Tensor:
         """The gradient of one example's loss in its scores, (L, vocabulary); zero if the task fails or it is not finite.

@@ -61,7 +61,7 @@ def scored(
 ) -> Iterator[tuple[list[Row], list[Features], Tensor]]:
     """Rows in batches of similar length, their features, and the model's scores (B, M, C), without dropout or gradients.
 
-    The model is as it was before when the last batch has been taken.
+    The model computes where it is; the scores are on the CPU. The model is as it was before when the last batch has been taken.
     """
     training, order = model.training, by_length(rows)
     size = max(1, min(_LARGEST_BATCH, _SCORES // (plan.max_length * (plan.model.outputs or len(task.tokenizer)))))
@@ -71,8 +71,8 @@ def scored(
             chosen = [rows[order[place]] for place in part]
             examples = [task.features(row, _fixed_generator(row, seed)) for row in chosen]
             with torch.no_grad():
-                told = scores(model, collate(examples, task.pad))
-            yield chosen, examples, told
+                told = scores(model, collate(examples, task.pad).to(model.device))
+            yield chosen, examples, told.cpu()
     finally:
         model.train(training)
 

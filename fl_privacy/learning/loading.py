@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,7 @@ def read_description(source: str | Path) -> tuple[dict[str, Any], bytes]:
 
 def read_weights(source: str | Path, kind: type[PreTrainedModel], config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
     """A model with the tensors that are there, and the names of those that are missing or misshapen. Raises: ModelError."""
-    with _telling(source), torch.random.fork_rng(devices=[]):
+    with _telling(source), _without_report(), torch.random.fork_rng(devices=[]):
         model, report = kind.from_pretrained(
             source,
             config=config,
@@ -90,6 +91,21 @@ def _as_text(tokenizer: BertTokenizer, source: str | Path) -> bytes:
     if [index for _, index in tokens] != list(range(len(tokens))):
         raise ModelError(f"model {str(source)!r}: the token ids of its vocabulary are not 0, 1, 2, ...")
     return "".join(f"{token}\n" for token, _ in tokens).encode()
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep the library's report of missing tensors off the terminal: a missing head is usual, and the caller names the rest."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fl_privacy.learning.evaluation import scored
@@ -33,6 +34,7 @@ def evaluate_privately(
     *,
     unit: PrivacyUnit = "record",
     randomness: OwnerRandomness | None = None,
+    device: torch.device | None = None,
 ) -> Parameters:
     """Count, clip for each unit, add, and noise.
 
@@ -41,13 +43,14 @@ def evaluate_privately(
     128, and no more for BERT-base.
 
     Args: rows are the held-out ones; declared_size is the owner's public number of units, held out or not; on_step(done, steps)
-        is called in steps of a tenth.
+        is called in steps of a tenth; device is where the model computes, by default the CPU.
     Returns: the noised counts (``private_counts``), divided by the units that the owner is expected to hold out, float32.
     Raises: PrivacyError when no noise is asked for; ModelError, PlanError.
     Privacy: one Gaussian mechanism with ``noise_multiplier`` (``privacy.dp_evaluation``), for adding or removing one row, or
         with ``unit = "subject"`` one subject with all its rows.
     """
     model = build_model(plan.model, vocabulary, with_adapters(plan, parameters), plan.adapter)
+    model.to(device)
     task = task_of(plan, tokenizer_of(vocabulary))
     units, done = units_of(task.nothing), 0
 

@@ -195,6 +195,11 @@ class CalibrationCounts(Counts):
         return cls([*counted.ravel(), -logs[np.arange(len(truth)), truth].sum(), entropy])
 
     @property
+    def predictions(self) -> int:
+        """How many predictions were counted, each once: places of hidden tokens, texts, or characters."""
+        return round(float(self.vector[:-2].reshape(len(self.COLUMNS), -1)[-1].sum()))
+
+    @property
     def headline(self) -> float:
         return 1 - self.summary()["calibration_error"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from fl_privacy.errors import CorpusError
 from fl_privacy.learning.checkpoint import Checkpoint
@@ -70,11 +71,15 @@ def pretrain(
     out: Path,
     settings: Settings,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
+    device: torch.device | None = None,
 ) -> Pretrained:
     """Train a language model on public rows, without privacy; goes on from the checkpoint in ``out`` if there is one.
 
     The same arguments give the same weights on the same machine, library versions and number of threads, stopped in between
-    or not. Args: on_step(done, steps) is called after each step. Raises: CorpusError, ModelError, PlanError.
+    or not.
+
+    Args: on_step(done, steps) is called after each step; device is where the model computes, by default the CPU.
+    Raises: CorpusError, ModelError, PlanError.
     Privacy: none; every word of the rows may be found in the model.
     """
     held_out = min(_HELD_OUT, len(rows) // 10)
@@ -91,10 +96,12 @@ def pretrain(
         generator=np.random.default_rng(settings.seed),
         on_step=on_step,
         checkpoint=checkpoint,
+        device=device,
     )
     save_pretrained(out, bundle.spec, bundle.vocabulary, trained)
     checkpoint.path.unlink(missing_ok=True)
     model = build_model(bundle.spec, bundle.vocabulary, trained)
+    model.to(device)
     return Pretrained(bundle.spec, evaluate(plan, model, tokenizer_of(bundle.vocabulary), rows[:held_out], settings.seed))
 
 

@@ -19,7 +19,7 @@ from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 from dp_accounting.rdp import RdpAccountant
 
-from fl_privacy.messages import LedgerStatement
+from fl_privacy.ledger_statement import LedgerStatement
 from fl_privacy.privacy.chain import VerifiedLedger, must_contain
 from fl_privacy.privacy.entries import LedgerEntry, Reserve, Spend
 from fl_privacy.privacy.export_file import Export

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fl_privacy.errors import LedgerTampered, MessageError, SignatureInvalid
-from fl_privacy.messages import LedgerStatement, Signed, open_signed
+from fl_privacy.ledger_statement import LedgerStatement
+from fl_privacy.messages import Signed, open_signed
 from fl_privacy.privacy.entries import (
     DAY,
     FIRST,

@@ -20,9 +20,11 @@ from fl_privacy.errors import PrivacyError
 from fl_privacy.privacy.clipping import Gradients, Tape, add_clipped
 from fl_privacy.privacy.randomness import OwnerRandomness
 from fl_privacy.privacy.sampling import Units
+from fl_privacy.privacy.team import Team
 
 _LARGEST_PART = 32  # examples in one pass; more are no faster
 _MEMORY = 1 << 29  # bytes kept for the clipped sum in one pass
+_NOBODY: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -60,26 +62,32 @@ def train_privately(
     losses: Callable[[NDArray[np.int64]], Tensor],
     after_step: Callable[[int], None],
     randomness: OwnerRandomness | None = None,
+    team: Team | None = None,
 ) -> None:
     """Take ``steps`` DP-SGD steps on the parameters of ``optimizer``, in place.
 
     Args: optimizer must be fresh and hold exactly the model's trainable parameters; rows is the number of private examples;
         subjects, the number of the subject of each row, makes subjects the units that are sampled and protected;
         losses(indices) is one loss for each of the examples, shape (len(indices),), example i's depending on example i only;
-        after_step(i) is called after step i.
-    Raises: PrivacyError.
+        after_step(i) is called after step i; team is the processes that all make this call at once, each with a copy of the
+        model: each takes a part of every sample, and all end with the same bits.
+    Raises: PrivacyError; OrderFailed when another process of the team ends.
     Privacy: (epsilon, delta) of ``steps`` compositions of ``settings``; the number of steps never depends on the data.
     Source: Abadi et al. 2016 (Deep learning with differential privacy), Algorithm 1, with Poisson sampling.
+        In a team, one process draws the one sample, and adds noise once to the sum of all clipped gradients: the mechanism of
+        one process, so the accountant's too. Opacus' ``DistributedDPOptimizer`` does the same (noise at rank 0 only, then a
+        sum), but on per-example gradients, which are not made here, and with a sample drawn by each process.
     """
-    randomness, units = randomness or OwnerRandomness(), Units(rows, subjects)
+    randomness, units, team = randomness or OwnerRandomness(), Units(rows, subjects), team or Team()
     trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     _check(model, optimizer, trained)
-    clipped, tape = _NoisySum(optimizer, settings, randomness), Tape(model)
+    clipped, tape = _NoisySum(optimizer, settings, randomness, team), Tape(model)
     model.train()
     with tape.recording():
         for step in range(steps):
             # Clipped gradients add up over the parts of one sample in bounded memory; an empty sample still releases noise.
-            for indices in _parts(units.sample(settings.sample_rate, randomness), tape):
+            sample = units.sample(settings.sample_rate, randomness) if team.leads else _NOBODY
+            for indices in _parts(team.share_of(sample, rows), tape):
                 clipped.add(_gradients(losses, indices, tape))
             clipped.step()
             after_step(step)
@@ -88,24 +96,31 @@ def train_privately(
 class _NoisySum:
     """The sum of clipped gradients of one sample, and its release through the optimizer."""
 
-    def __init__(self, optimizer: Optimizer, settings: DPSettings, randomness: OwnerRandomness) -> None:
+    def __init__(self, optimizer: Optimizer, settings: DPSettings, randomness: OwnerRandomness, team: Team) -> None:
         trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
         self._totals = {tensor: torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in trained}
-        self._optimizer, self._settings, self._randomness = optimizer, settings, randomness
+        self._optimizer, self._settings, self._randomness, self._team = optimizer, settings, randomness, team
 
     def add(self, gradients: Gradients) -> None:
         """Add the clipped gradients of some examples."""
         add_clipped(gradients, self._settings.max_grad_norm, self._totals)
 
     def step(self) -> None:
-        """Add noise, divide by the expected size, take the optimizer's step, start from zero."""
-        std = self._settings.noise_multiplier * self._settings.max_grad_norm
+        """Release the team's sum, take the optimizer's step, start from zero."""
         for tensor, total in self._totals.items():
-            noise = torch.from_numpy(self._randomness.gaussian(tuple(tensor.shape), std)).to(total.device)
-            tensor.grad = (noise.add_(total) / self._settings.expected_batch_size).to(tensor.dtype)
+            tensor.grad = self._released(total).to(tensor.device)
             total.zero_()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _released(self, total: Tensor) -> Tensor:
+        """The sum over the team with noise, divided by the expected size: the same for all, on the CPU, not in place."""
+        released = self._team.summed(total.cpu())
+        if self._team.leads:
+            std = self._settings.noise_multiplier * self._settings.max_grad_norm
+            noise = torch.from_numpy(self._randomness.gaussian(tuple(total.shape), std))
+            released = (noise.add_(released) / self._settings.expected_batch_size).to(total.dtype)
+        return self._team.from_leader(released)
 
 
 def _parts(sample: NDArray[np.int64], tape: Tape) -> Iterator[NDArray[np.int64]]:

@@ -45,7 +45,7 @@ class Export:
         if isinstance(source, str | Path):
             name = str(source)
             try:
-                source = Path(source).read_text(encoding="utf-8").splitlines()
+                source = lines_of(Path(source))
             except (OSError, UnicodeDecodeError) as problem:
                 raise LedgerError(f"{name} cannot be read as a ledger export: {type(problem).__name__}") from None
         lines = tuple(source)
@@ -104,6 +104,15 @@ def export_lines(lines: Sequence[str], key: Ed25519PrivateKey) -> list[str]:
     ledger = verify(lines, public_hex(key))
     header = LedgerExport(owner=ledger.opening.owner, public_key=public_hex(key), entries=len(ledger.entries), head=ledger.head)
     return [sign(header, key).canonical().decode(), *lines]
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a JSONL file; ``str.splitlines`` would also cut at line separators that JSON texts may hold.
+
+    Raises: OSError, UnicodeDecodeError.
+    """
+    text = file.read_text(encoding="utf-8")
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _signed(line: str) -> Signed | None:

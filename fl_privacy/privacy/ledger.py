@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
 from fl_privacy.errors import BudgetExceeded, LedgerError, LedgerTampered
-from fl_privacy.messages import LedgerStatement, Message, PrivacyUnit, Signed, SurvivorList, first_problem, public_hex, sign
+from fl_privacy.ledger_statement import LedgerStatement
+from fl_privacy.messages import Message, PrivacyUnit, Signed, SurvivorList, first_problem, public_hex, sign
 from fl_privacy.privacy.accounting import Spend, epsilon
 from fl_privacy.privacy.chain import OrderState, VerifiedLedger, must_contain, open_entry, verify
 from fl_privacy.privacy.entries import (

@@ -6,7 +6,6 @@ import ast
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -31,19 +30,13 @@ from fl_privacy.errors import (
 from fl_privacy.messages import CorpusCard
 from fl_privacy.scientist.relay import RelayClient
 from fl_privacy.scientist.timed_connection import TimedConnection
+from fl_privacy.scientist.views import RequestState
+from fl_privacy.template import REVOKED
 
 POLL_SECONDS = 0.25
 EXECUTIONS = 1_000_000  # Syft's own count is no limit; the guard's schedule and budget are
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class RequestState:
-    """What became of a code request."""
-
-    status: Literal["pending", "approved", "denied"]
-    reason: str = ""
 
 
 _STATES: dict[RequestStatus, Literal["pending", "approved", "denied"]] = {
@@ -56,9 +49,8 @@ _STATES: dict[RequestStatus, Literal["pending", "approved", "denied"]] = {
 class Desk:
     """A scientist's session at one datasite. Use one desk from one thread at a time; several desks may work at once."""
 
-    def __init__(self, owner: str, url: str, client: Any) -> None:
-        self.owner = owner
-        self.url = url
+    def __init__(self, owner: str, url: str, email: str, client: Any) -> None:
+        self.owner, self.url, self.email = owner, url, email
         self._client = client
         key = Ed25519PrivateKey.from_private_bytes(bytes(client.credentials.signing_key))
         self.relay = RelayClient(owner, url, key)
@@ -75,7 +67,7 @@ class Desk:
         except syft.SyftException:
             told = f"{owner} does not accept this e-mail and password; ask the owner for an invitation"
             raise CredentialsRefused(told) from None
-        return cls(owner, url, syft.DatasiteClient(connection, metadata=guest.metadata, credentials=key.signing_key))
+        return cls(owner, url, email, syft.DatasiteClient(connection, metadata=guest.metadata, credentials=key.signing_key))
 
     def corpora(self) -> list[CorpusCard]:
         """What the owner publishes: mock rows in full, declared sizes."""
@@ -98,7 +90,11 @@ class Desk:
         """Whether the owner has decided, and why not. Raises: OwnerFailed."""
         request = self._ask(partial(self._services.request.get_by_uid, UID.from_string(request_id)))
         status = _STATES[self._ask(lambda: request.status)]
-        return RequestState(status, str(self._ask(lambda: request.deny_reason) or "") if status == "denied" else "")
+        if status != "denied":
+            return RequestState(status)
+        reason = str(self._ask(lambda: request.deny_reason) or "")
+        is_revoked = reason.startswith(REVOKED)
+        return RequestState("revoked" if is_revoked else "denied", reason.removeprefix(REVOKED))
 
     def run(self, name: str, task: dict[str, Any], timeout: float, on_progress: Progress | None = None) -> dict[str, Any]:
         """Run an approved function as a Syft job and wait for its answer.

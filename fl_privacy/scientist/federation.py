@@ -3,46 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from fl_privacy import parameters, template
 from fl_privacy.encryption.registry import Registry
-from fl_privacy.errors import HomeError, NotApproved, OwnerFailed, PlanError, RequestDenied
-from fl_privacy.learning import custom_task
+from fl_privacy.errors import KeyMissing, NotApproved, OwnerFailed, PlanError, RequestDenied
 from fl_privacy.learning.evaluation import evaluate
 from fl_privacy.learning.metrics import Counts
-from fl_privacy.learning.models import ModelBundle, build_model
+from fl_privacy.learning.models import ModelBundle, build_model, save_pretrained
 from fl_privacy.learning.tokenizer import tokenizer_of
-from fl_privacy.messages import CorpusCard, LedgerStatement, Row, Signed, open_signed, sign
+from fl_privacy.ledger_statement import LedgerStatement
+from fl_privacy.messages import Row, Signed, open_signed, sign
 from fl_privacy.plan import TrainingPlan
-from fl_privacy.scientist.desk import Desk, RequestState
+from fl_privacy.scientist.credentials import Login as Login
+from fl_privacy.scientist.credentials import signing_key
+from fl_privacy.scientist.desk import Desk
 from fl_privacy.scientist.enrolment import Relayed, common_key, common_registry, registry_states, relay_keys
+from fl_privacy.scientist.files import read_federation
 from fl_privacy.scientist.history import History, Watcher
+from fl_privacy.scientist.late_owners import WhenLate
+from fl_privacy.scientist.orders import Orders
+from fl_privacy.scientist.preview import preview
+from fl_privacy.scientist.proposal import check_proposal
 from fl_privacy.scientist.relay import RelayClient
-from fl_privacy.scientist.training_run import TrainingRun
+from fl_privacy.scientist.run_folder import RunFolder
+from fl_privacy.scientist.training_run import DAY, TrainingRun
+from fl_privacy.scientist.views import Corpora, MockRows, Owners, OwnerView, Preview, Statuses
 from fl_privacy.strategies.base import Strategy
-from fl_privacy.strategies.fedavg import FedAvg
 
 VALIDATION_SEED = 20250911  # the same masks every time, so that rounds can be compared
-
-
-@dataclass(frozen=True)
-class Login:
-    """How to reach one owner's datasite."""
-
-    owner: str
-    url: str
-    email: str
-    password: str
-
-    def __repr__(self) -> str:
-        return f"Login({self.owner!r}, {self.url!r}, {self.email!r}, password hidden)"
 
 
 class Federation:
@@ -50,10 +41,21 @@ class Federation:
 
     def __init__(self, home: Path, desks: Mapping[str, Desk]) -> None:
         self.home, self.desks = home, dict(desks)
-        self._key = _signing_key(home)
+        self._key = signing_key(home)
 
     @classmethod
-    def connect(cls, home: Path, logins: Sequence[Login]) -> Federation:
+    def connect(cls, file: Path | str = "federation.toml", ask_password: Callable[[str], str] | None = None) -> Federation:
+        """Log in at every owner of a federation.toml.
+
+        It holds ``home``, the folder of the scientist's key (relative to the file), and for each owner an ``[[owner]]`` with
+        ``name``, ``url`` and ``email``. Passwords come from ``FL_PRIVACY_PASSWORD_<OWNER>``, a ``password_file``, the
+        system's keyring or, last, ``ask_password`` (a prompt in the terminal or the notebook); they are never in the file.
+        Raises: HomeError that names the field, CredentialsRefused, ConnectionFailed.
+        """
+        return cls.login(*read_federation(Path(file), ask_password))
+
+    @classmethod
+    def login(cls, home: Path, logins: Sequence[Login]) -> Federation:
         """Log in everywhere. Args: ``home`` keeps the scientist's key. Raises: CredentialsRefused, ConnectionFailed."""
         return cls(home, {login.owner: Desk.login(login.owner, login.url, login.email, login.password) for login in logins})
 
@@ -68,13 +70,33 @@ class Federation:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def corpora(self) -> dict[str, list[CorpusCard]]:
-        """What each owner tells about its corpora, mock rows included."""
-        return {owner: desk.corpora() for owner, desk in self.desks.items()}
+    def owners(self) -> Owners:
+        """Every owner: title, address, and what its ledger has spent of its budget."""
+        ledgers = self._known_ledgers()
+        titles = {owner: str(desk.relay.info()["title"]) for owner, desk in self.desks.items()}
+        views = {
+            owner: OwnerView(owner, titles[owner], desk.url, desk.email, ledgers.get(owner))
+            for owner, desk in self.desks.items()
+        }
+        return Owners(views)
 
-    def mock_rows(self, plan: TrainingPlan) -> list[Row]:
-        """The rows that the plan's owners publish: public text in the shape of the private one, to validate on."""
-        return [row for owner in plan.owners for card in self.desks[owner].corpora() for row in card.mock_rows]
+    def corpora(self) -> Corpora:
+        """What each owner tells about its corpora, mock rows included."""
+        return Corpora({owner: desk.corpora() for owner, desk in self.desks.items()})
+
+    def mock_rows(self, plan: TrainingPlan | None = None) -> MockRows:
+        """The rows that the plan's owners (or all) publish: public text in the shape of the private one, to validate on."""
+        owners = self.desks if plan is None else plan.owners
+        return MockRows(row for owner in owners for card in self.desks[owner].corpora() for row in card.mock_rows)
+
+    def preview(self, plan: TrainingPlan, bundle: ModelBundle, like: Path | None = None) -> Preview:
+        """What a plan may cost, before anybody is asked: epsilon by owner, bytes on the wire, and perhaps seconds.
+
+        Args: ``like`` is the folder of an earlier run, whose times are scaled to this plan.
+        Raises: PlanError when a corpus does not suit the plan.
+        """
+        corpora = {owner: self.desks[owner].corpora() for owner in plan.owners}
+        return preview(plan, bundle, corpora, self._known_ledgers(), like)
 
     def cards(self) -> list[Signed]:
         """The owners' signed identity cards, for the owners to vet and enrol."""
@@ -116,10 +138,7 @@ class Federation:
         missing = set(plan.owners) - self.desks.keys()
         if missing:
             raise PlanError(f"owners: not connected to {', '.join(sorted(missing))}")
-        for owner in plan.owners:
-            self._check_corpora(owner, plan)
-        if plan.task == "custom":
-            self._check_task(plan, bundle)
+        check_proposal(plan, bundle, {owner: self.desks[owner].corpora() for owner in plan.owners})
         code = self._code(plan)
         ids = {owner: self.desks[owner].submit(code, plan.name) for owner in plan.owners}
         submissions = self.home / "submissions"
@@ -127,13 +146,13 @@ class Federation:
         (submissions / f"{plan.digest()}.json").write_text(json.dumps(ids))
         return ids
 
-    def status(self, plan: TrainingPlan) -> dict[str, RequestState]:
-        """Per owner: pending, approved or denied, and the owner's reason. Raises: NotApproved if never submitted from here."""
+    def status(self, plan: TrainingPlan) -> Statuses:
+        """By owner: pending, approved, denied or revoked, and the reason. Raises: NotApproved if never submitted from here."""
         try:
             ids = json.loads((self.home / "submissions" / f"{plan.digest()}.json").read_text())
         except FileNotFoundError:
             raise NotApproved(f"plan {plan.name!r}, as it stands now, was never submitted; submit it first") from None
-        return {owner: self.desks[owner].request_state(ids[owner]) for owner in plan.owners}
+        return Statuses({owner: self.desks[owner].request_state(ids[owner]) for owner in plan.owners})
 
     def evaluate(self, plan: TrainingPlan, bundle: ModelBundle, model: parameters.Parameters, rows: Sequence[Row]) -> Counts:
         """Counts of the plan's task on the scientist's own or published rows; no private row is involved.
@@ -155,55 +174,104 @@ class Federation:
         strategy: Strategy | None = None,
         watcher: Watcher | None = None,
         timeout: float = 3600.0,
+        when_late: WhenLate = "go-on",
+        wait: float = DAY,
+        resume: bool = False,
     ) -> History:
         """Train as planned; leave ``model/``, ``history.jsonl``, ``rounds.png`` and the evidence of ``rounds/`` in ``out``.
 
-        A round that nobody could open in three attempts is skipped: the model stays, and so do the spends in the ledgers.
-        Args: ``validation`` rows have what the plan's task predicts; ``timeout`` in seconds for an owner's part of an attempt.
+        After every round ``checkpoint/`` holds all that ``resume`` needs, the validation rows included. A round that nobody
+        could open in three attempts is skipped: the model stays, and so do the spends in the ledgers.
+        Args: ``validation`` rows have what the plan's task predicts; ``timeout`` in seconds for an owner's part of an attempt;
+            ``when_late`` an owner is late, away or out of budget: ``go-on`` without it while the plan's ``minimal_cohort`` is
+            left, ``wait`` for it up to ``wait`` seconds, or ``skip`` the round; with ``resume`` a run of this plan that
+            lies in ``out`` goes on, and one is begun where there is none.
         Raises: NotApproved or RequestDenied before anything is ordered; RoundFailed when two rounds in a row were skipped, or
-        the last one and nothing was trained (the model so far is kept in ``out/model``).
+            the last one and nothing was trained, or too few owners are left (the model so far is kept in ``out/model``);
+            CheckpointError when ``out`` holds another run that is not finished.
         """
+        run = self._training_run(plan, bundle, validation, watcher or Watcher(), timeout, when_late, wait)
+        return run.resume(out, strategy) if resume and RunFolder(out).exists else run.train(out, strategy)
+
+    def resume(self, out: Path, strategy: Strategy | None = None, watcher: Watcher | None = None) -> History:
+        """Go on with the run in ``out``, whose process has ended, at whatever moment; one that is finished is read, no more.
+
+        The plan, its model, the validation rows and the run's settings are in ``out``. The round in hand is ordered again by
+        the very same order, which owners answer from what they have: nothing that was trained is trained or paid for again.
+        Args: ``strategy`` only where the run was begun with one that is not the plan's.
+        Raises: as ``run``; CheckpointError when ``out`` holds no run, or its files do not fit together.
+        """
+        folder = RunFolder(out)
+        settings = folder.settings
+        plan = settings.plan
+        run = self._training_run(
+            plan,
+            folder.bundle,
+            folder.validation,
+            watcher or Watcher(),
+            settings.timeout,
+            settings.when_late,
+            settings.wait,
+        )
+        return run.resume(out, strategy)
+
+    @staticmethod
+    def save_pretrained(out: Path, folder: Path) -> None:
+        """Write the model of the run in ``out``, the best so far or the latest as its plan has it, as Hugging Face reads it.
+
+        Raises: CheckpointError when ``out`` holds no run.
+        """
+        run = RunFolder(out)
+        plan, model = run.settings.plan, run.model(run.position)
+        save_pretrained(folder, plan.model, run.bundle.vocabulary, model, plan.adapter)
+
+    def _training_run(
+        self,
+        plan: TrainingPlan,
+        bundle: ModelBundle,
+        validation: Sequence[Row],
+        watcher: Watcher,
+        timeout: float,
+        when_late: WhenLate,
+        wait: float,
+    ) -> TrainingRun:
         self._require_approval(plan)
-        run = TrainingRun(
+        orders = Orders(
             plan=plan,
-            bundle=bundle,
             function=template.function_name(sign(plan, self._key)),
             code=template.code_digest(self._code(plan)),
             registry=self.registry(),
             key=self.key(plan),
             sizes=self._sizes(plan),
-            desks=self.desks,
             sign=partial(sign, key=self._key),
-            evaluate=partial(self.evaluate, plan, bundle, rows=validation),
-            watcher=watcher or Watcher(),
-            timeout=timeout,
         )
-        return run.train(strategy or FedAvg(plan.server_lr), out)
-
-    def _check_corpora(self, owner: str, plan: TrainingPlan) -> None:
-        for card in self.desks[owner].corpora():
-            try:
-                plan.check_suits(card)
-            except PlanError as problem:
-                raise PlanError(f"{problem}; this is so at {owner}") from None
-
-    def _check_task(self, plan: TrainingPlan, bundle: ModelBundle | None) -> None:
-        custom_task.check(plan.custom_task)
-        if bundle is None:
-            return
-        if bundle.spec != plan.model:
-            raise PlanError(f"model: the bundle is not that of plan {plan.name!r}")
-        tokenizer = tokenizer_of(bundle.vocabulary)
-        texts = [row.text for row in self.mock_rows(plan)]
-        custom_task.rehearse(plan.custom_task, tokenizer, plan.max_length, texts)
+        return TrainingRun(
+            plan=plan,
+            bundle=bundle,
+            orders=orders,
+            desks=self.desks,
+            evaluate=partial(self.evaluate, plan, bundle, rows=validation),
+            watcher=watcher,
+            timeout=timeout,
+            validation=validation,
+            when_late=when_late,
+            wait=wait,
+        )
 
     def _relays(self) -> dict[str, RelayClient]:
         return {owner: desk.relay for owner, desk in self.desks.items()}
 
+    def _known_ledgers(self) -> dict[str, LedgerStatement]:
+        """Statements of all ledgers; none while owners are not enrolled with each other, since nobody could check them."""
+        try:
+            return self.statements()
+        except (KeyMissing, OwnerFailed):
+            return {}
+
     def _require_approval(self, plan: TrainingPlan) -> None:
         for owner, request in self.status(plan).items():
-            if request.status == "denied":
-                raise RequestDenied(f"{owner} denied plan {plan.name!r}: {request.reason}")
+            if request.status in ("denied", "revoked"):
+                raise RequestDenied(f"{owner} {request.status} plan {plan.name!r}: {request.reason}")
             if request.status != "approved":
                 raise NotApproved(f"{owner} has not decided on plan {plan.name!r} yet")
 
@@ -216,15 +284,3 @@ class Federation:
 
     def _code(self, plan: TrainingPlan) -> str:
         return template.render(sign(plan, self._key))
-
-
-def _signing_key(home: Path) -> Ed25519PrivateKey:
-    """The scientist's key, made on first use; orders signed with another key are not covered by an approval."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = home / "scientist.key"
-    if not path.exists():
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(Ed25519PrivateKey.generate().private_bytes_raw())
-    if path.stat().st_mode & 0o077:
-        raise HomeError(f"{path} can be read by other users; run `chmod 600 {path}`")
-    return Ed25519PrivateKey.from_private_bytes(path.read_bytes())

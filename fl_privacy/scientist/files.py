@@ -16,7 +16,7 @@ from fl_privacy.messages import OwnerName, Row, first_problem
 from fl_privacy.model_spec import Head
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.row_files import Fields, read_rows
-from fl_privacy.scientist.federation import Federation, Login
+from fl_privacy.scientist.credentials import Login, password_of
 
 
 def read_plan(path: Path) -> tuple[TrainingPlan, ModelBundle]:
@@ -95,11 +95,11 @@ class _FederationFile(BaseModel):
     owner: Annotated[list[_OwnerEntry], Field(min_length=1)]
 
 
-def connect(path: Path, ask_password: Callable[[str], str]) -> Federation:
-    """Log in at every owner of a federation.toml.
+def read_federation(path: Path, ask_password: Callable[[str], str] | None = None) -> tuple[Path, list[Login]]:
+    """The scientist's home and the log-ins that a federation.toml describes; both paths in it are relative to the file.
 
-    Args: ``ask_password`` is called with a prompt for an owner without ``password_file``. Raises: HomeError that names the
-    field, CredentialsRefused, ConnectionFailed.
+    Args: ``ask_password`` is called with a prompt where ``credentials.password_of`` finds no password; by default it is asked
+    for in the terminal or the notebook. Raises: HomeError that names the field.
     """
     try:
         described = _FederationFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -107,19 +107,9 @@ def connect(path: Path, ask_password: Callable[[str], str]) -> Federation:
         raise HomeError(f"{path}: {problem}") from None
     except ValidationError as problem:
         raise HomeError(f"{path}: {first_problem(problem)}") from None
-    logins = [
-        Login(entry.name, entry.url, entry.email, _password(path.parent, entry, ask_password)) for entry in described.owner
-    ]
-    return Federation.connect(path.parent / described.home, logins)
-
-
-def _password(folder: Path, entry: _OwnerEntry, ask_password: Callable[[str], str]) -> str:
-    if entry.password_file is None:
-        return ask_password(f"Password of {entry.email} at {entry.name}")
-    file = folder / entry.password_file
-    try:
-        if file.stat().st_mode & 0o077:
-            raise HomeError(f"{file} can be read by other users; run `chmod 600 {file}`")
-        return file.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise HomeError(f"{file} does not exist; write the password that {entry.name} gave you into it") from None
+    logins = []
+    for entry in described.owner:
+        file = None if entry.password_file is None else path.parent / entry.password_file
+        password = password_of(entry.name, entry.email, file, ask_password)
+        logins.append(Login(entry.name, entry.url, entry.email, password))
+    return path.parent / described.home, logins

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import ConfigDict
 
-from fl_privacy.errors import RoundFailed
+from fl_privacy.errors import CheckpointError, MessageError, RoundFailed
 from fl_privacy.messages import Message, Purpose
 from fl_privacy.parallel_composition import federation_claim
 
 NOISY = 0.05  # standard deviation of a headline number beyond which it tells little
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 class OwnerSpend(Message):
@@ -48,6 +47,10 @@ class RoundRecord(Message):
     ``openers`` opened the sum and agreed on it; ``failure_log2`` is log2 of the bound on the probability that
     it decrypts wrongly, which would show (None for CKKS, which is approximate). ``accuracy`` is the headline number of the
     plan's task on validation rows (for entities their strict F1), ``perplexity`` that of guessed tokens, if there are any.
+    ``update_norm`` is the norm of the mean update; ``noise_floor`` is what it would be if the owners' gradients were nothing but
+    the noise that is added to them, None where that is not predicted (``strategies.stopping.predicted_floor``).
+    ``relative_update`` is the norm of the model's change over that of the trained tensors (at least 1). ``absent`` are owners
+    that the round was for but that are not in its cohort, and why; ``failures`` are those of the attempts before this one.
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -69,6 +72,10 @@ class RoundRecord(Message):
     seconds_training: float
     seconds_crypto: float
     seconds_transport: float
+    relative_update: float | None = None  # not told before there were rules for stopping
+    noise_floor: float | None = None
+    absent: dict[str, str] = {}
+    failures: tuple[dict[str, str], ...] = ()
 
 
 class EvaluationRecord(Message):
@@ -94,6 +101,8 @@ class EvaluationRecord(Message):
     bytes_up: int
     bytes_down: int
     seconds: float
+    absent: dict[str, str] = {}
+    failures: tuple[dict[str, str], ...] = ()
 
     @property
     def in_words(self) -> str:
@@ -120,8 +129,24 @@ class SkippedRound(Message):
     failures: tuple[dict[str, str], ...]
 
 
+Line = RoundRecord | EvaluationRecord | SkippedRound
+
+
+def parse_line(line: str) -> Line:
+    """One line of a history. Raises: MessageError."""
+    kinds: dict[str, type[Line]] = {"evaluation": EvaluationRecord, "skipped": SkippedRound}
+    try:
+        told = json.loads(line)
+    except json.JSONDecodeError as problem:
+        raise MessageError(f"a history has one JSON value a line: {problem}") from None
+    return next((kind for name, kind in kinds.items() if name in told), RoundRecord).parse(line)
+
+
 class Watcher:
     """What ``Federation.run`` tells while it works; the default says nothing."""
+
+    def resumed(self, history: History, round_index: int) -> None:
+        """The run goes on with this round; what was done before is in the history."""
 
     def step(self, owner: str, step: int, steps: int) -> None:
         """An owner has done ``step`` of ``steps`` training steps of the round."""
@@ -135,6 +160,12 @@ class Watcher:
     def evaluation_skipped(self, round_index: int, failures: Sequence[Mapping[str, str]]) -> None:
         """All attempts at the evaluation before a round were lost; ``failures`` as in ``round_skipped``."""
 
+    def ended(self, reason: str) -> None:
+        """No round is left, or the plan's rules end the run before; only the finished model may still be evaluated."""
+
+    def waiting(self, error: RoundFailed, seconds_left: float) -> None:
+        """Owners are waited for, as the run is to; the same order is sent again and again for so long."""
+
     def round_failed(self, error: RoundFailed, attempts_left: int) -> None:
         """An attempt was lost; the round is tried again if any attempt is left."""
 
@@ -143,31 +174,52 @@ class Watcher:
 
 
 class History:
-    """Round records in memory and, line by line, in ``history.jsonl``."""
+    """Records in memory and, line by line, in ``history.jsonl``, to which lines are only ever added."""
 
-    def __init__(self, path: Path, accuracy_before: float) -> None:
-        """Args: ``accuracy_before`` is the validation accuracy of the model that the run starts from."""
+    def __init__(self, path: Path, accuracy_before: float, lines: Sequence[Line] = ()) -> None:
+        """Args: ``accuracy_before`` is the validation accuracy of the model that the run starts from; ``lines`` are on disk."""
         self.path, self.accuracy_before = path, accuracy_before
         self.rounds: list[RoundRecord] = []
         self.evaluations: list[EvaluationRecord] = []
         self.skipped: list[SkippedRound] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
+        for line in lines:
+            self._sort_in(line)
 
-    def append(self, record: RoundRecord) -> None:
-        """Keep a round; it is on disk when this returns."""
-        self.rounds.append(record)
-        self._write(record)
+    @classmethod
+    def reopen(cls, path: Path, accuracy_before: float, lines: int, last: str) -> History:
+        """Go on with a file that should have so many ``lines``, the last being ``last``.
 
-    def append_evaluation(self, record: EvaluationRecord) -> None:
-        """Keep an evaluation; it is on disk when this returns."""
-        self.evaluations.append(record)
-        self._write(record)
+        A crash may have kept the last line from being written, or cut it short: then it is written now.
+        Raises: CheckpointError when anything else is there.
+        """
+        try:
+            found = path.read_bytes()
+        except OSError as problem:
+            raise CheckpointError(f"{path} cannot be read: {problem.strerror}") from None
+        whole = found[: found.rfind(b"\n") + 1]
+        known = whole.decode("utf-8", "replace").split("\n")[:-1]
+        is_short = len(known) == lines - 1
+        if is_short:
+            known.append(last)
+        if len(known) != lines or known[-1:] != ([last] if lines else []):
+            told = f"{path} has {len(known)} lines, the run has written {lines}, or the last one is another"
+            raise CheckpointError(f"{told}; bring the file back as it was")
+        history = cls(path, accuracy_before, [parse_line(line) for line in known])
+        if len(whole) < len(found):
+            os.truncate(path, len(whole))
+        if is_short:
+            history._write(last)
+        return history
 
-    def skip(self, skipped: SkippedRound) -> None:
-        """Keep why a round was skipped; it is on disk when this returns."""
-        self.skipped.append(skipped)
-        self._write(skipped)
+    def append(self, line: Line) -> None:
+        """Keep a round, an evaluation, or why one was skipped; it is on disk when this returns."""
+        self._sort_in(line)
+        self._write(line.canonical().decode())
+
+    @property
+    def scores(self) -> list[float]:
+        """The validation score of every model so far, that of the first model first."""
+        return [self.accuracy_before, *(record.accuracy for record in self.rounds)]
 
     @property
     def federation_claim(self) -> str:
@@ -177,68 +229,25 @@ class History:
 
     def plot(self, path: Path) -> None:
         """Accuracy, epsilon, bytes and seconds by round, as one PNG."""
-        from matplotlib import pyplot as plt  # a second of import, for the end of a run only
-        from matplotlib.ticker import MaxNLocator
+        from fl_privacy.scientist.plots import plot_run  # matplotlib: a second of import, for the end of a run only
 
-        figure, axes = plt.subplots(1, 4, figsize=(17, 3.8), layout="constrained")
-        at = [record.round + 1 for record in self.rounds]
-        axes[0].plot([0, *at], [self.accuracy_before, *(record.accuracy for record in self.rounds)], marker="o")
-        axes[0].set(title="validation: accuracy (entities: F1)", xlabel="round")
-        self._plot_evaluations(axes[0])
-        self._plot_epsilon(axes[1])
-        axes[2].bar([i - 0.2 for i in at], [record.bytes_up / 1e6 for record in self.rounds], 0.4, label="up (encrypted)")
-        axes[2].bar([i + 0.2 for i in at], [record.bytes_down / 1e6 for record in self.rounds], 0.4, label="down")
-        axes[2].set(title="MB on the wire, all owners", xlabel="round")
-        axes[2].legend()
-        bottom = [0.0] * len(at)
-        for label in ("training", "crypto", "transport"):
-            heights = [getattr(record, f"seconds_{label}") for record in self.rounds]
-            axes[3].bar(at, heights, bottom=bottom, label=label)
-            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-        axes[3].set(title="seconds", xlabel="round")
-        axes[3].legend()
-        for axis in axes:
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
-
-    def _plot_evaluations(self, axis: Axes) -> None:
-        """What was measured on private rows, with two standard deviations of the noise."""
-        known = [
-            (record.round, record.headline, 2 * record.headline_deviation)
-            for record in self.evaluations
-            if record.headline is not None and record.headline_deviation is not None
-        ]
-        if known:
-            at, measured, spread = (list(column) for column in zip(*known, strict=True))
-            axis.errorbar(at, measured, yerr=spread, marker="s", capsize=4, alpha=0.8, label="held-out private rows, ± 2 sd")
-            axis.legend()
-
-    def _plot_epsilon(self, axis: Axes) -> None:
-        """What budgets bound; where one holds for a period, also the total, as a thin line."""
-        for index, owner in enumerate(sorted({owner for record in self.rounds for owner in record.spends})):
-            spends = [(record.round + 1, record.spends[owner]) for record in self.rounds if owner in record.spends]
-            at, last = [number for number, _ in spends], spends[-1][1]
-            (line,) = axis.plot(
-                at,
-                [spend.counted for _, spend in spends],
-                marker="osD^v<>"[index % 7],
-                markersize=11 - 2 * (index % 4),
-                alpha=0.7,
-                label=f"{owner}{last.period}",
-            )
-            if last.period_days:
-                axis.plot(at, [spend.epsilon for _, spend in spends], ls=":", c=line.get_color(), label=f"{owner} in total")
-        budget = min(spend.budget for spend in self.rounds[-1].spends.values())
-        axis.axhline(budget, ls="--", c="grey", label="smallest budget")
-        axis.set(title="epsilon spent (upper bound)", xlabel="round")
-        axis.legend()
+        plot_run(self, path)
 
     def _in_turn(self) -> list[RoundRecord | EvaluationRecord]:
         """All that was opened, in the order in which it was: a round's evaluation comes before its training."""
         opened: list[RoundRecord | EvaluationRecord] = [*self.evaluations, *self.rounds]
         return sorted(opened, key=lambda record: record.round)
 
-    def _write(self, line: Message) -> None:
+    def _sort_in(self, line: Line) -> None:
+        if isinstance(line, RoundRecord):
+            self.rounds.append(line)
+        elif isinstance(line, EvaluationRecord):
+            self.evaluations.append(line)
+        else:
+            self.skipped.append(line)
+
+    def _write(self, line: str) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(line.canonical().decode() + "\n")
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())

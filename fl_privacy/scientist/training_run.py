@@ -1,199 +1,254 @@
-"""A whole run of an approved plan: rounds in turn, attempts at each, and what is left behind."""
+"""A whole run of an approved plan: turns one after the other, attempts at each, and what is left behind.
+
+A turn is the training of a round, or the evaluation before it. It is finished when ``RunFolder.commit`` returns; a run that was
+killed before goes on with the same turn, with the very order that owners may have got.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import math
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fl_privacy import parameters
-from fl_privacy.encryption.evidence import Evidence
-from fl_privacy.encryption.packing import failure_log2, plan_encoding
-from fl_privacy.encryption.registry import Registry
-from fl_privacy.errors import RoundFailed
+from fl_privacy.encryption.evidence import KEPT_IN, Evidence
+from fl_privacy.errors import CheckpointError, RoundFailed
 from fl_privacy.learning.metrics import Counts
 from fl_privacy.learning.models import ModelBundle, save_pretrained, with_adapters
-from fl_privacy.learning.private_counts import order_specs, read_sum
-from fl_privacy.messages import Purpose, RoundOrder, Signed
+from fl_privacy.messages import Purpose, Row, Signed
 from fl_privacy.parameters import Parameters
 from fl_privacy.plan import ATTEMPTS_PER_ROUND, TrainingPlan
 from fl_privacy.scientist.desk import Desk
-from fl_privacy.scientist.history import EvaluationRecord, History, OwnerSpend, RoundRecord, SkippedRound, Watcher
+from fl_privacy.scientist.history import EvaluationRecord, History, Line, RoundRecord, SkippedRound, Watcher
+from fl_privacy.scientist.late_owners import WhenLate, absent, gone_for_good, lost_its_control, may_pass, next_cohort
+from fl_privacy.scientist.orders import Orders, control_of
+from fl_privacy.scientist.records import evaluation_record, round_record
 from fl_privacy.scientist.rounds import Opened, run_round
+from fl_privacy.scientist.run_folder import Position, RunFolder, RunSettings
 from fl_privacy.strategies.base import ServerState, Strategy
+from fl_privacy.strategies.registry import strategy_of
+from fl_privacy.strategies.scaffold import Scaffold
+from fl_privacy.strategies.stopping import Stopping, relative_update
+
+DAY = 86_400.0  # seconds
+PAUSE_SECONDS = 30.0  # between two times that late owners are asked
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A plan, all that its orders need, and who hears of it.
+    """A plan, its model and orders, and who hears of it.
 
-    ``function`` and ``code`` are the approved code's name and digest, ``key`` is the public name of the owners' HE key,
-    ``sizes`` are the declared corpus sizes by owner, ``timeout`` is in seconds for an owner's part of an attempt.
+    ``evaluate`` scores a model on the ``validation`` rows, ``timeout`` is in seconds for an owner's part of an attempt.
+    ``when_late`` is explained in ``late_owners``; ``wait`` is how many seconds long owners are waited for in one turn.
     """
 
     plan: TrainingPlan
     bundle: ModelBundle
-    function: str
-    code: str
-    registry: Registry
-    key: str
-    sizes: Mapping[str, int]
+    orders: Orders
     desks: Mapping[str, Desk]
-    sign: Callable[[RoundOrder], Signed]
     evaluate: Callable[[Parameters], Counts]
     watcher: Watcher
     timeout: float
+    validation: Sequence[Row] = ()
+    when_late: WhenLate = "go-on"
+    wait: float = DAY
 
-    def train(self, strategy: Strategy, out: Path) -> History:
-        """Carry all rounds and planned evaluations through.
+    def train(self, out: Path, own: Strategy | None = None) -> History:
+        """Carry all rounds and planned evaluations through, from the beginning.
 
-        ``out`` gets ``history.jsonl``, ``rounds.png``, ``model/``, and ``rounds/`` and ``evaluations/`` with evidence.
-        Raises: RoundFailed when two rounds in a row were skipped, or the last one and nothing was trained.
+        Args: ``own`` is a strategy in the place of the plan's.
+        ``out`` gets ``history.jsonl``, ``rounds.png``, ``model/``, ``checkpoint/``, and ``rounds/`` and ``evaluations/`` with
+        evidence. Raises: RoundFailed when two rounds in a row were skipped, or the last one and nothing was trained, or too few
+        owners are left; CheckpointError when ``out`` holds a run that is not finished.
         """
-        state = strategy.init(with_adapters(self.plan, parameters.from_bytes(self.bundle.weights)))
-        history = History(out / "history.jsonl", self.evaluate(state.model).headline)
-        for kept in ("rounds", "evaluations"):  # the evidence of an earlier run would not fit this history
-            shutil.rmtree(out / kept, ignore_errors=True)
-        while state.round < self.plan.rounds:
-            self._evaluate_privately(state, history, out)
-            opened = self._attempts(state, "train", Evidence(out / "rounds" / f"{state.round:03d}"))
-            if isinstance(opened, Opened):
-                state = strategy.apply(state, opened.mean)
-                record = _record(state.round - 1, opened, self.evaluate(state.model))
-                history.append(record)
-                save_pretrained(out / "model", self.plan.model, self.bundle.vocabulary, state.model, self.plan.adapter)
-                self.watcher.round_done(record)
-            else:
-                history.skip(opened)
-                self.watcher.round_skipped(opened.round, opened.failures)
-                if self._is_stuck(history):
-                    raise RoundFailed(opened.round, opened.failures[-1])
-                state = replace(state, round=state.round + 1)
-        self._evaluate_privately(state, history, out)
-        history.plot(out / "rounds.png")
+        folder, strategy = RunFolder(out), own or strategy_of(self.plan)
+        with folder.locked():
+            if folder.exists and folder.position.purpose is not None:
+                told = f"{out} holds a run of plan {folder.settings.plan.name!r} that is not finished"
+                raise CheckpointError(f"{told}; resume it, or take another folder")
+            for kept in KEPT_IN.values():  # the evidence of an earlier run would not fit this history
+                shutil.rmtree(out / kept, ignore_errors=True)
+            state = strategy.init(with_adapters(self.plan, parameters.from_bytes(self.bundle.weights)))
+            settings = RunSettings(
+                plan=self.plan,
+                strategy=_described(own),
+                when_late=self.when_late,
+                wait=self.wait,
+                timeout=self.timeout,
+                score_before=self.evaluate(state.model).headline,
+            )
+            folder.create(settings, self.bundle, self.validation, state, self._first_turn(0))
+            return self._go_on(strategy, folder)
+
+    def resume(self, out: Path, own: Strategy | None = None) -> History:
+        """Go on with the run in ``out`` and ask every owner again; of a finished one model and picture are written again.
+
+        Raises: as ``train``; CheckpointError when there is no run, or one of another plan or strategy.
+        """
+        folder = RunFolder(out)
+        with folder.locked():
+            settings, position = folder.settings, folder.position
+            if settings.plan != self.plan:
+                raise CheckpointError(f"{out} holds a run of another plan, {settings.plan.name!r}; take another folder")
+            if settings.strategy != _described(own):
+                told = f"{out} holds a run with {settings.strategy}; resume it with that, not with {_described(own)}"
+                raise CheckpointError(told)
+            history = folder.history(position)
+            folder.move(position.model_copy(update={"gone": {}}))
+            if history.rounds:
+                self._save_model(folder)  # which a crash may have kept from being written, also after the last round
+            if position.purpose is not None:
+                self.watcher.resumed(history, position.round)
+            return self._go_on(own or strategy_of(self.plan), folder)
+
+    def _go_on(self, strategy: Strategy, folder: RunFolder) -> History:
+        position = folder.position
+        state, history = folder.state(position), folder.history(position)
+        while position.purpose is not None:
+            position, state, outcome = self._attempts(strategy, folder, position, state, history)
+            state, line = self._outcome(strategy, position, state, outcome)
+            position = self._next_turn(position, line, history)
+            if self.plan.patience and isinstance(line, RoundRecord) and line.accuracy > max(history.scores):
+                position = position.model_copy(update={"best": folder.keep_best(state)})
+            position = folder.commit(position, state)
+            history.append(line)
+            if isinstance(line, RoundRecord):
+                self._save_model(folder)
+            self._tell(line, position)
+            if isinstance(line, SkippedRound) and line.purpose == "train" and self._is_stuck(position, history):
+                raise RoundFailed(line.round, line.failures[-1])
+        history.plot(folder.out / "rounds.png")
         return history
 
-    def _evaluate_privately(self, state: ServerState, history: History, out: Path) -> None:
-        """Evaluate the present model on the owners' held-out rows, if that is planned. One that fails ends nothing."""
-        if state.round not in self.plan.evaluated_rounds:
-            return
-        opened = self._attempts(state, "evaluate", Evidence(out / "evaluations" / f"{state.round:03d}"))
-        if isinstance(opened, Opened):
-            record = _evaluation_record(self.plan, opened)
-            history.append_evaluation(record)
-            self.watcher.evaluated(record)
-        else:
-            history.skip(opened)
-            self.watcher.evaluation_skipped(opened.round, opened.failures)
+    def _outcome(
+        self, strategy: Strategy, position: Position, state: ServerState, outcome: Opened | SkippedRound
+    ) -> tuple[ServerState, Line]:
+        """The state after a turn, and its line in the history."""
+        if isinstance(outcome, SkippedRound):
+            return (replace(state, round=state.round + 1) if outcome.purpose == "train" else state), outcome
+        failures = position.failures
+        missing = absent(self._planned(position), outcome.order.cohort, failures, position.gone)
+        if outcome.order.purpose == "evaluate":
+            return state, evaluation_record(self.plan, outcome, failures, missing)
+        after = strategy.apply(state, outcome.mean, self.orders.share(outcome.order))
+        moved = relative_update(state.model, after.model, list(outcome.mean))
+        return after, round_record(self.plan, outcome, self.evaluate(after.model), moved, failures, missing)
 
-    def _attempts(self, state: ServerState, purpose: Purpose, evidence: Evidence) -> Opened | SkippedRound:
-        """Attempts at one round, or at the evaluation before it, until its sum is opened or they are used up.
+    def _attempts(
+        self, strategy: Strategy, folder: RunFolder, position: Position, state: ServerState, history: History
+    ) -> tuple[Position, ServerState, Opened | SkippedRound]:
+        """Attempts at one turn until its sum is opened or they are used up; where the run stands, and the outcome.
 
-        A later attempt leaves out who failed, if enough are left; else it waits for all. Owners send an update again that they
-        have trained (or counts that they have noised), at no cost, unless they had signed for it already.
+        Owners send an update again that they have trained (or counts that they have noised), at no cost, unless they had signed
+        for it already. The order of an attempt is on disk before anybody gets it.
         """
-        blob = self.bundle.weights if state.round == 0 else parameters.to_bytes(state.model)
-        cohort = everybody = tuple(sorted(self.plan.owners))
-        failures: list[dict[str, str]] = []
-        for attempt in range(ATTEMPTS_PER_ROUND):
-            shutil.rmtree(evidence.folder, ignore_errors=True)
-            order = self.sign(self._order(purpose, state.round, attempt, cohort, hashlib.sha256(blob).hexdigest()))
-            blobs = (self.bundle.vocabulary, blob)
+        purpose: Purpose = position.purpose or "train"
+        evidence = Evidence(folder.out / KEPT_IN[purpose] / f"{position.round:03d}")
+        planned = tuple(owner for owner in self._planned(position) if owner not in position.gone)
+        if len(planned) < self.plan.minimal_cohort:
+            return position, state, SkippedRound(round=position.round, purpose=purpose, failures=(position.gone,))
+        while True:
+            model = self._model(folder, position, state)
+            extra = parameters.to_bytes(told) if purpose == "train" and (told := strategy.configure(state)) else None
+            order = position.order
+            if order is None:
+                failed = position.failures if self.when_late != "wait" else ()
+                cohort = next_cohort(planned, failed, self.plan.minimal_cohort)
+                control = None
+                if purpose == "train" and self.plan.strategy == "scaffold":
+                    control = control_of(extra, state.since, cohort, history.rounds)
+                order = self.orders.make(purpose, position.round, len(position.failures), cohort, model, control)
+                position = folder.move(position.model_copy(update={"order": order}))
             try:
-                return run_round(
-                    self.desks, self.function, order, blobs, self.registry, evidence, self.timeout, self.watcher.step
-                )
+                blobs = (self.bundle.vocabulary, model, *(() if extra is None else (extra,)))
+                return position, state, self._carry(order, blobs, evidence)
             except RoundFailed as error:
-                failures.append(error.failures)
-                self.watcher.round_failed(error, ATTEMPTS_PER_ROUND - attempt - 1)
-                left = tuple(owner for owner in cohort if owner not in error.failures)
-                cohort = left if len(left) >= self.plan.minimal_cohort else everybody
-        shutil.rmtree(evidence.folder, ignore_errors=True)  # of no use: it is not the evidence of an opened sum
-        return SkippedRound(round=state.round, purpose=purpose, failures=tuple(failures))
+                shutil.rmtree(evidence.folder, ignore_errors=True)  # of no use: it is not the evidence of an opened sum
+                position, left = self._noted(position, error)
+                self.watcher.round_failed(error, left)
+                if not left:
+                    return position, state, SkippedRound(round=position.round, purpose=purpose, failures=position.failures)
+                if isinstance(strategy, Scaffold) and lost_its_control(error.failures):
+                    state = strategy.anew(state)
+                    position = folder.commit(position, state)
 
-    def _order(self, purpose: Purpose, round_index: int, attempt: int, cohort: tuple[str, ...], model: str) -> RoundOrder:
-        weights = tuple(self.sizes[owner] for owner in cohort)
-        return RoundOrder(
-            purpose=purpose,
-            plan=self.plan.digest(),
-            code=self.code,
-            registry=self.registry.digest(),
-            key=self.key,
-            round=round_index,
-            attempt=attempt,
-            model=model,
-            tensors=order_specs(self.plan, purpose),
-            cohort=cohort,
-            weights=weights,
-            encoding=plan_encoding(self.plan, weights, purpose),
-        )
+    def _carry(self, order: Signed, blobs: Sequence[bytes], evidence: Evidence) -> Opened:
+        """One order, sent again while late owners are waited for. Raises: RoundFailed."""
+        deadline = time.monotonic() + (self.wait if self.when_late == "wait" else 0.0)
+        while True:
+            shutil.rmtree(evidence.folder, ignore_errors=True)
+            try:
+                orders, tell = self.orders, self.watcher.step
+                return run_round(self.desks, orders.function, order, blobs, orders.registry, evidence, self.timeout, tell)
+            except RoundFailed as error:
+                left = deadline - time.monotonic()
+                if left <= 0 or not may_pass(error.failures):
+                    raise
+                self.watcher.waiting(error, left)
+                time.sleep(min(PAUSE_SECONDS, left))
 
-    def _is_stuck(self, history: History) -> bool:
+    def _planned(self, position: Position) -> tuple[str, ...]:
+        """Who the turn is for: a round's cohort by the plan, and everybody for an evaluation."""
+        return self.plan.cohort(position.round) if position.purpose == "train" else tuple(sorted(self.plan.owners))
+
+    def _model(self, folder: RunFolder, position: Position, state: ServerState) -> bytes:
+        """The blob that a turn's owners start from: at first the plan's own, at last the model that counts."""
+        if position.round == 0:
+            return self.bundle.weights
+        is_finished = position.round == self.plan.rounds
+        return parameters.to_bytes(folder.model(position) if is_finished else state.model)
+
+    def _noted(self, position: Position, error: RoundFailed) -> tuple[Position, int]:
+        """Where the run stands after a lost attempt, on disk with the next order or with the turn; and the attempts left."""
+        gone = position.gone | (gone_for_good(error.failures) if self.when_late == "go-on" else {})
+        failures = (*position.failures, error.failures)
+        gives_up = self.when_late == "skip" or (self.when_late == "wait" and may_pass(error.failures))
+        left = 0 if gives_up else ATTEMPTS_PER_ROUND - len(failures)
+        return position.model_copy(update={"order": None, "failures": failures, "gone": gone}), left
+
+    def _first_turn(self, round_index: int) -> Purpose | None:
+        """What a round begins with; None after the last."""
+        if round_index in self.plan.evaluated_rounds:
+            return "evaluate"
+        return "train" if round_index < self.plan.rounds else None
+
+    def _next_turn(self, position: Position, line: Line, history: History) -> Position:
+        """The position after a turn with this line, which is not in the history yet."""
+        turn: dict[str, object] = {"purpose": "train" if position.round < self.plan.rounds else None}
+        if position.purpose == "train":
+            done, rounds = position.round + 1, [*history.rounds, *([line] if isinstance(line, RoundRecord) else [])]
+            scores = [history.accuracy_before, *(record.accuracy for record in rounds)]
+            updates = [record.relative_update for record in rounds if record.relative_update is not None]
+            ended = Stopping.of(self.plan).verdict(done, scores, updates)
+            index = done if ended is None else self.plan.rounds
+            turn = {"round": index, "purpose": self._first_turn(index), "ended": ended or ""}
+        told = {"order": None, "failures": (), "lines": position.lines + 1, "line": line.canonical().decode()}
+        return position.model_copy(update=turn | told)
+
+    def _save_model(self, folder: RunFolder) -> None:
+        model = folder.model(folder.position)
+        save_pretrained(folder.out / "model", self.plan.model, self.bundle.vocabulary, model, self.plan.adapter)
+
+    def _tell(self, line: Line, position: Position) -> None:
+        if isinstance(line, RoundRecord):
+            self.watcher.round_done(line)
+        elif isinstance(line, EvaluationRecord):
+            self.watcher.evaluated(line)
+        elif line.purpose == "evaluate":
+            self.watcher.evaluation_skipped(line.round, line.failures)
+        else:
+            self.watcher.round_skipped(line.round, line.failures)
+        if position.ended and not isinstance(line, EvaluationRecord):
+            self.watcher.ended(position.ended)
+
+    def _is_stuck(self, position: Position, history: History) -> bool:
         skipped = [skip.round for skip in history.skipped if skip.purpose == "train"]
-        return skipped[-1] - 1 in skipped or (skipped[-1] == self.plan.rounds - 1 and not history.rounds)
+        is_last = skipped[-1] == self.plan.rounds - 1
+        too_few = len(self.plan.owners) - len(position.gone) < self.plan.minimal_cohort
+        return too_few or skipped[-1] - 1 in skipped or (is_last and not history.rounds)
 
 
-def _record(round_index: int, opened: Opened, counts: Counts) -> RoundRecord:
-    order = opened.order
-    return RoundRecord(
-        round=round_index,
-        attempt=order.attempt,
-        order=order.digest(),
-        cohort=order.cohort,
-        openers=opened.openers,
-        failure_log2=failure_log2(order) if order.encoding.scheme == "bfv" else None,
-        accuracy=counts.headline,
-        perplexity=counts.summary().get("perplexity"),
-        update_norm=parameters.norm(opened.mean),
-        spends=_spends(opened),
-        parameters=parameters.count(order.tensors),
-        ciphertext_bytes=opened.ciphertext_bytes,
-        bytes_up=opened.bytes_up,
-        bytes_down=opened.bytes_down,
-        seconds_training=opened.seconds_training,
-        seconds_crypto=opened.seconds_crypto,
-        seconds_transport=max(0.0, opened.seconds_total - opened.seconds_training - opened.seconds_crypto),
-    )
-
-
-def _evaluation_record(plan: TrainingPlan, opened: Opened) -> EvaluationRecord:
-    order = opened.order
-    found = read_sum(plan, opened.mean, order.weights)
-    return EvaluationRecord(
-        round=order.round,
-        attempt=order.attempt,
-        order=order.digest(),
-        cohort=order.cohort,
-        openers=opened.openers,
-        counts=dict(zip(found.counts.names, found.counts.vector.tolist(), strict=True)),
-        deviations=dict(zip(found.counts.names, found.deviations.tolist(), strict=True)),
-        metrics={name: _finite(value) for name, value in found.counts.summary().items()},
-        headline=_finite(found.counts.headline),
-        headline_deviation=_finite(found.headline_deviation),
-        spends=_spends(opened),
-        bytes_up=opened.bytes_up,
-        bytes_down=opened.bytes_down,
-        seconds=opened.seconds_total,
-    )
-
-
-def _spends(opened: Opened) -> dict[str, OwnerSpend]:
-    """Each owner's ledger by its receipt."""
-    return {
-        receipt.owner: OwnerSpend(
-            epsilon=receipt.epsilon_spent,
-            budget=receipt.epsilon_budget,
-            delta=receipt.delta,
-            ledger_head=receipt.ledger_head,
-            period_days=receipt.period_days,
-            epsilon_in_period=receipt.epsilon_in_period,
-        )
-        for receipt in opened.receipts
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _described(own: Strategy | None) -> str:
+    return "the plan's strategy" if own is None else repr(own)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fl_privacy import parameters
-from fl_privacy.errors import ModelError
 from fl_privacy.parameters import Parameters
-from fl_privacy.strategies.base import ServerState
+from fl_privacy.strategies.base import ServerState, moved
 
 
 @dataclass(frozen=True)
 class FedAvg:
-    """w <- w + server_lr * sum_k p_k (w_k - w); with server_lr = 1 this is the weighted mean of the local models."""
+    """w <- w + server_lr * sum_k p_k (w_k - w); with server_lr = 1 this is the weighted mean of the local models.
+
+    With a part of the owners the p_k are those of the cohort: they always add up to 1. FedProx (Li et al. 2020) is the same
+    here; its proximal term is the owners' (``learning.drift``).
+    """
 
     server_lr: float = 1.0
 
@@ -20,14 +23,11 @@ class FedAvg:
         """The state before round 0."""
         return ServerState(round=0, model=model)
 
-    def apply(self, state: ServerState, mean: Parameters) -> ServerState:
-        """Add the scaled mean update; tensors that were not trained are carried over untouched.
+    def configure(self, state: ServerState) -> Parameters:
+        """Owners need only the model."""
+        return {}
 
-        Raises: ModelError when the mean names a tensor that the model does not have, or another shape.
-        """
-        unknown = mean.keys() - state.model.keys()
-        if unknown:
-            raise ModelError(f"the mean update names tensors that the model does not have: {sorted(unknown)[:3]}")
-        trained = {name: state.model[name] for name in mean}
-        moved = parameters.add(trained, parameters.scale(mean, self.server_lr))
-        return ServerState(round=state.round + 1, model=state.model | moved)
+    def apply(self, state: ServerState, mean: Parameters, cohort_share: float = 1.0) -> ServerState:
+        """Add the scaled mean update. Raises: ModelError."""
+        model = moved(state.model, parameters.scale(mean, self.server_lr))
+        return replace(state, round=state.round + 1, model=model)

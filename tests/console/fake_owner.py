@@ -194,6 +194,7 @@ def job(plan: str, state: str = "training", **changes: Any) -> dict[str, Any]:
     """One line of the guard's jobs."""
     order = hashlib.sha256(repr((plan, state, changes)).encode()).hexdigest()
     fields = {"order": order, "plan": plan, "scientist": public_hex(ADA), "round": 0, "attempt": 0, "state": state}
+    fields |= {"purpose": "train", "is_final": False}
     return fields | {"step": 40, "steps": 40, "seconds": 61.0} | changes
 
 
@@ -224,6 +225,7 @@ def _live(owner: FakeOwner, home: GuardHome) -> None:
         job("fraud-words", round=2, step=12, steps=400, seconds=31.0, scientist=public_hex(BEN)),
         job("pilot", "failed", round=2, attempt=1, step=17),
         job("fraud-words", "sealed", round=1, scientist=public_hex(BEN)),
+        job("fraud-words", "sealed", round=1, scientist=public_hex(BEN), purpose="evaluate", step=10, steps=10),
         *(job("pilot", "sealed", round=index) for index in (2, 1, 0)),
     ]
 

@@ -288,6 +288,17 @@ def test_progress_moves_and_one_training_can_be_stopped(owner: FakeOwner) -> Non
     assert owner.calls == [("stop", order, "not in office hours")]
 
 
+def test_an_evaluation_is_not_taken_for_a_round_of_training(owner: FakeOwner) -> None:
+    last = job("pilot", "sealed", round=3, purpose="evaluate", is_final=True)
+    owner.running = [job("pilot", round=2, purpose="evaluate"), last, job("pilot", "sealed", round=1)]
+
+    async def story(user: User) -> None:
+        await opened(user, "/jobs", "evaluation before round 3 ·", "final evaluation ·", "round 2 ·")
+        await user.should_not_see("round 4")
+
+    visit(owner, story)
+
+
 def test_a_training_that_begins_appears_by_itself(owner: FakeOwner) -> None:
     owner.running = []
 

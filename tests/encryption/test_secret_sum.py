@@ -283,3 +283,22 @@ def test_threads_do_not_disturb_each_other() -> None:
     with ThreadPoolExecutor(4) as threads:
         opened = list(threads.map(lambda _: cohort.open(cohort.total(updates)), range(8)))
     assert all(np.abs(values - expected).max() < 2 * 3 * step for values in opened)
+
+
+def test_the_sum_of_representable_updates_is_exact() -> None:
+    """What an owner knows of its own part: rounded with the cohort's weight, clipped, unbiased."""
+    cohort = make_cohort(3, 30_000).ordering(weights=(10, 30, 60))
+    draw, reach = np.random.default_rng(4), cohort.order.encoding.value_range
+    updates = [(draw.uniform(-1.2, 1.2, 30_000) * reach).astype(np.float32) for _ in range(3)]
+    known = [
+        secret_sum.representable(update, cohort.order, owner)
+        for update, owner in zip(updates, cohort.order.cohort, strict=True)
+    ]
+    opened = cohort.open(cohort.total(known))
+    off = np.abs(opened - sum(weight * vector for weight, vector in zip((0.1, 0.3, 0.6), known, strict=True)))
+    step = reach / 127
+    assert (off > 0.01 * step).mean() < 1e-3 and off.max() < 4 * step
+    for weight, update, vector in zip((0.1, 0.3, 0.6), updates, known, strict=True):
+        clipped = np.clip(update, -reach / weight, reach / weight)
+        assert np.abs(vector - clipped).max() <= 1.001 * step / weight
+        assert abs(float((vector - clipped).mean())) < 6 * step / weight / np.sqrt(30_000)

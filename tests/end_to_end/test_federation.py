@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from transformers import AutoModelForMaskedLM
 
 from fl_privacy import parameters
@@ -19,7 +23,7 @@ from fl_privacy.encryption.evidence import verify_round
 from fl_privacy.errors import ConnectionFailed, CredentialsRefused, NotApproved, RequestDenied, RoundFailed
 from fl_privacy.guard.corpus import add_corpus
 from fl_privacy.guard.home import GuardHome
-from fl_privacy.learning.models import ModelBundle
+from fl_privacy.learning.models import ModelBundle, save_pretrained
 from fl_privacy.messages import RevealRequest, Signed
 from fl_privacy.owner import Owner
 from fl_privacy.owner_files import export_ledger, read_ledger
@@ -27,7 +31,9 @@ from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.audit import audit_export
 from fl_privacy.scientist.desk import Desk
 from fl_privacy.scientist.federation import Federation, Login
+from fl_privacy.scientist.files import read_plan
 from fl_privacy.scientist.history import Watcher
+from fl_privacy.scientist.run_folder import RunFolder
 from tests.builders import OWNERS, text_rows, texts, tiny_bundle, tiny_plan, write_domain
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
@@ -69,7 +75,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             owner.enrol(cards)
         passwords = {name: owner.invite("scientist", EMAIL) for name, owner in owners.items()}
         logins = [Login(name, owner.datasite.url, EMAIL, passwords[name]) for name, owner in owners.items()]
-        with Federation.connect(folder / "scientist", logins) as federation:
+        with Federation.login(folder / "scientist", logins) as federation:
             assert federation.relay_keys() == (6, 2)
             yield World(owners, federation, tiny_bundle(), passwords)
     finally:
@@ -169,6 +175,7 @@ def trainings_paid(owner: Owner, plan: TrainingPlan) -> int:
     return sum(entry.event.kind == "reserve" and entry.event.plan == plan.digest() for entry in entries)
 
 
+@pytest.mark.slow
 def test_a_guard_killed_after_it_closed_is_waited_for(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once a survivor list is signed only this attempt can use the update: the scientist asks until the guard is back."""
     plan = tiny_plan(world.bundle, name="killed-late", rounds=1, target_epsilon=2.0)
@@ -191,6 +198,60 @@ def test_a_guard_killed_after_it_closed_is_waited_for(world: World, tmp_path: Pa
     history = world.federation.run(plan, world.bundle, text_rows(10), tmp_path, timeout=120)
     assert [(record.round, record.attempt) for record in history.rounds] == [(0, 0)]
     assert trainings_paid(school, plan) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2000)  # five interpreters that load Syft
+def test_a_scientist_killed_in_each_round_resumes_and_nobody_pays_twice(world: World, tmp_path: Path) -> None:
+    """The command line against real datasites, killed where owners train, where they have trained, and where they open."""
+    save_pretrained(tmp_path / "base", world.bundle.spec, world.bundle.vocabulary, parameters.from_bytes(world.bundle.weights))
+    fields = tiny_plan(world.bundle, name="laptop", target_epsilon=2.0, rounds=3).model_dump(mode="json")
+    (tmp_path / "PLAN.toml").write_text(tomli_w.dumps(fields | {"model": "base"}))
+    (tmp_path / "federation.toml").write_text(federation_file(world))
+    plan, _ = read_plan(tmp_path / "PLAN.toml")
+    world.federation.submit(plan)
+    world.approve(plan)
+    out = tmp_path / "out"
+    moments = (
+        lambda: (out / "checkpoint" / "position.json").exists() and RunFolder(out).position.order is not None,
+        lambda: any((out / "rounds" / "001" / "updates").glob("*.bin")),
+        lambda: (out / "rounds" / "002" / "total.bin").exists(),
+    )
+    arguments = ["train", "PLAN.toml", "--out", "out"]
+    for moment in moments:
+        kill_when(moment, start(world, tmp_path, *arguments))
+        assert RunFolder(out).position.purpose == "train"
+        arguments = ["resume", "out"]
+    assert start(world, tmp_path, "resume", "out").wait(300) == 0
+    history = RunFolder(out).read_history()
+    assert [(record.round, record.attempt, record.cohort) for record in history.rounds] == [(n, 0, OWNERS) for n in range(3)]
+    assert {name: trainings_paid(owner, plan) for name, owner in world.owners.items()} == dict.fromkeys(OWNERS, 3)
+    for number in range(3):
+        verify_round(out / "rounds" / f"{number:03d}", world.federation.registry())
+
+
+def federation_file(world: World) -> str:
+    """A federation.toml for the scientist of the world, without passwords."""
+    owners = [{"name": name, "url": owner.datasite.url, "email": EMAIL} for name, owner in world.owners.items()]
+    return tomli_w.dumps({"home": str(world.federation.home), "owner": owners})
+
+
+def start(world: World, folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """The command line, in a process of its own; its passwords are in its environment."""
+    passwords = {f"FL_PRIVACY_PASSWORD_{name.upper()}": password for name, password in world.passwords.items()}
+    command = [sys.executable, "-m", "fl_privacy", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=os.environ | passwords)
+
+
+def kill_when(moment: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """End a process by SIGKILL at a moment."""
+    try:
+        while not moment():
+            assert process.poll() is None, "it ended before"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_restarted_datasite_goes_on(world: World) -> None:

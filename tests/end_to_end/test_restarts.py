@@ -20,6 +20,7 @@ import requests
 
 from fl_privacy import owner as owner_module
 from fl_privacy.datasite import __main__ as alone
+from fl_privacy.datasite import accounts
 from fl_privacy.datasite.application import HOME
 from fl_privacy.datasite.front_desk import GUARD_SOCKET
 from fl_privacy.datasite.identity import DatasiteIdentity
@@ -143,6 +144,7 @@ def guard_answers(owner: Owner) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_a_killed_datasite_and_a_killed_guard_come_back_with_everything(served: Served, tmp_path: Path) -> None:
     owner = Owner.running(tmp_path / "clinic")
@@ -173,9 +175,16 @@ def test_a_killed_datasite_and_a_killed_guard_come_back_with_everything(served: 
     assert desk.relay.info()["owner"] == "clinic"
 
 
+def asleep(site: Datasite) -> Datasite:
+    """A process that stands in for a datasite's."""
+    site._process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    return site
+
+
 @pytest.mark.end_to_end
+@pytest.mark.parametrize("is_real", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_datasite_under_its_own_user_fails_when_it_is_killed_so_that_systemd_starts_it_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     socket, home = tmp_path / "front.sock", tmp_path / "site"
     DatasiteIdentity.load_or_create(home, "alba")
@@ -187,6 +196,10 @@ def test_a_datasite_under_its_own_user_fails_when_it_is_killed_so_that_systemd_s
         return real(site)
 
     monkeypatch.setattr(Datasite, "wait", kill)
+    if not is_real:
+        monkeypatch.setattr(Datasite, "start", asleep)
+        monkeypatch.setattr(accounts, "login_owner", lambda _: None)
+        monkeypatch.setattr(accounts, "publish_corpus", lambda *_: None)
     monkeypatch.setattr(alone.GuardClient, "call", lambda *_: [])  # no corpora
     with serve(GuardDouble().app(), uds=str(socket)), pytest.raises(ConnectionFailed, match="ended by itself .*-9"):
         alone.serve(home, None)

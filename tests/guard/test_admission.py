@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fl_privacy import template
-from fl_privacy.encryption.packing import choose_encoding
+from fl_privacy.encryption.packing import choose_encoding, plan_encoding
 from fl_privacy.errors import (
     AdmissionError,
     BudgetExceeded,
@@ -25,7 +25,8 @@ from fl_privacy.errors import (
 from fl_privacy.guard.corpus import add_corpus
 from fl_privacy.messages import CkksEncoding, TensorSpec, sign
 from tests.builders import tiny_plan
-from tests.guard.conftest import ROWS, Strongrooms, make_strongrooms
+from tests.guard.conftest import ROWS, Strongrooms, finished, make_strongrooms
+from tests.guard.protocol import Worker
 
 SOME_DIGEST = "ab" * 32
 
@@ -149,3 +150,20 @@ def test_code_that_is_not_the_template_cannot_be_approved(rooms: Strongrooms) ->
 def test_an_unknown_order_is_named(rooms: Strongrooms) -> None:
     with pytest.raises(AdmissionError, match="never admitted"):
         rooms.guards["bank"].rounds.state(hashlib.sha256(b"").hexdigest())
+
+
+def test_a_cohort_that_the_plans_selection_does_not_give_is_refused(tmp_path: Path, worker: Worker) -> None:
+    """Groups of three take turns; only dropouts may be missing, and an evaluation is by all."""
+    owners = ("bank", "clinic", "desk", "firm", "school", "shop")
+    rooms = make_strongrooms(tmp_path, owners=owners, selection="groups", cohort_size=3)
+    for cohort, others in ((owners, "firm, school, shop"), (("bank", "clinic", "firm"), "firm")):
+        weights = (ROWS,) * len(cohort)
+        encoding = plan_encoding(rooms.plan, weights)
+        told = f"selection has no part in round 0 for {others}"
+        refused(rooms, OrderRefused, told, cohort=cohort, weights=weights, encoding=encoding)
+    weights = (ROWS,) * 3
+    second = rooms.order(cohort=owners[3:], weights=weights, encoding=plan_encoding(rooms.plan, weights), round=1)
+    digest = rooms.guards["shop"].rounds.place(second)["digest"]
+    assert finished(rooms.guards["shop"], digest)["state"] == "sealed"
+    for guard in rooms.guards.values():
+        guard.close()

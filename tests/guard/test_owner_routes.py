@@ -11,9 +11,9 @@ from fastapi.testclient import TestClient
 from fl_privacy.display import console, jobs, status
 from fl_privacy.guard.package import installed_package
 from fl_privacy.guard.service import front_app, owner_app
-from fl_privacy.messages import LedgerStatement
+from fl_privacy.ledger_statement import LedgerStatement
 from fl_privacy.privacy.entries import LedgerEntry
-from tests.guard.conftest import Strongrooms
+from tests.guard.conftest import Strongrooms, make_strongrooms
 from tests.guard.protocol import Worker, attempt
 
 
@@ -37,10 +37,28 @@ def test_jobs_are_told_newest_first_with_plan_scientist_and_progress(client: Tes
         (1, 0, "tiny", "sealed"),
         (0, 0, "tiny", "sealed"),
     ]
-    assert set(told[0]) == {"order", "plan", "scientist", "round", "attempt", "state", "step", "steps", "seconds"}
+    names = {"order", "plan", "scientist", "purpose", "round", "is_final", "attempt", "state", "step", "steps", "seconds"}
+    assert set(told[0]) == names and (told[0]["step"], told[0]["steps"]) == (2, 2)
     assert told[0]["seconds"] >= 0 and "tiny" in shown(jobs(told))
     answer = client.post(f"/v1/jobs/{told[0]['order']}/stop", json={"reason": "x"})
     assert (answer.status_code, answer.json()["error"]) == (409, "OrderRefused")
+
+
+def test_an_evaluation_is_told_from_a_training_and_the_last_one_from_the_others(tmp_path: Path, worker: Worker) -> None:
+    rooms = make_strongrooms(tmp_path, holdout=0.25, evaluate_every=1, evaluation_noise=4.0)
+    for number, (place, purpose) in enumerate([(0, "evaluate"), (0, "train"), (2, "evaluate")]):
+        attempt(rooms, tmp_path / f"scientist{number}", round=place, purpose=purpose)
+    told = TestClient(owner_app(rooms.guards["bank"])).get("/v1/jobs").json()
+    assert sorted((job["round"], job["purpose"], job["is_final"]) for job in told) == [
+        (0, "evaluate", False),
+        (0, "train", False),
+        (2, "evaluate", True),
+    ]
+    for told_as in ("evaluation before round 1", "round 1 ", "final evaluation"):
+        assert told_as in shown(jobs(told))
+    assert {(job["purpose"], job["step"], job["steps"]) for job in told} == {("evaluate", 10, 10), ("train", 2, 2)}
+    for guard in rooms.guards.values():
+        guard.close()
 
 
 def test_pause_resume_and_revoke_are_told_by_status(client: TestClient, rooms: Strongrooms) -> None:

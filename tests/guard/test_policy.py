@@ -132,7 +132,7 @@ def test_where_the_sandbox_lacks_something_a_strict_owner_trains_nothing(rooms: 
 def test_a_worker_that_finds_itself_not_isolated_refuses_by_itself(rooms: Strongrooms, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the guard found when it started is one thing; what this worker finds is what counts."""
     monkeypatch.setattr(worker_module, "_workers", multiprocessing.get_context("fork"))  # so that it has what is set here
-    monkeypatch.setattr(sandbox, "enter", lambda secret: Isolation(network="not isolated", files="isolated"))
+    monkeypatch.setattr(sandbox, "enter", lambda *_, **more: Isolation(network="not isolated", files="isolated"))
     order = rooms.order()
     guard = with_policy(rooms.guards["bank"], require_isolation=True)
     guard.rounds.isolation = Isolation(network="isolated", files="isolated")

@@ -19,12 +19,21 @@ from tests.guard.conftest import make_guard
 
 def inside(secret: Path, action: Callable[[], Any]) -> str:
     """Enter the sandbox in a forked child and try: "done", or the name of the error's class."""
+
+    def enter_and_try() -> None:
+        sandbox.enter(secret)
+        action()
+
+    return outside(enter_and_try)
+
+
+def outside(action: Callable[[], Any]) -> str:
+    """Try in a forked child."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         told = "died"
         try:
-            sandbox.enter(secret)
             action()
             told = "done"
         except (OSError, MemoryError, RuntimeError, ValueError) as problem:
@@ -116,8 +125,66 @@ def test_a_worker_leaves_no_core_file(secret: Path) -> None:
     assert inside(secret, check) == "done"
 
 
+def test_a_thread_that_begins_while_processes_meet_is_locked_in_as_well(secret: Path) -> None:
+    tried: list[str] = []
+
+    def attempt(told: threading.Event) -> None:
+        told.wait()
+        for action in (lambda: socket.socket(socket.AF_INET), secret.read_bytes):
+            try:
+                action()
+            except PermissionError as problem:
+                tried.append(type(problem).__name__)
+
+    def check() -> None:
+        entered = threading.Event()
+        thread = threading.Thread(target=attempt, args=(entered,))
+        isolation = sandbox.enter(secret, thread.start)
+        entered.set()
+        thread.join()
+        if tried != ["PermissionError"] * 2 or isolation.missing:
+            raise ValueError
+
+    assert outside(check) == "done"
+
+
+def test_what_a_thread_from_before_can_still_open_is_told(secret: Path) -> None:
+    def check() -> None:
+        waiting = threading.Event()
+        threading.Thread(target=waiting.wait, daemon=True).start()
+        if sandbox.enter(secret) != sandbox.Isolation(network="isolated", files="not isolated"):
+            raise ValueError
+
+    assert outside(check) == "done"
+
+
+def test_only_a_worker_on_a_gpu_opens_the_gpus_files(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "GPU_FILES", "zero")
+    for gpu, expected in ((True, "done"), (False, "PermissionError")):
+
+        def check(gpu: bool = gpu) -> None:
+            sandbox.enter(secret, gpu=gpu)
+            os.close(os.open("/dev/zero", os.O_RDWR))
+
+        assert outside(check) == expected
+
+
+def test_processes_share_what_one_would_have_of_the_memory(secret: Path) -> None:
+    def limit(processes: int) -> int:
+        reading, writing = os.pipe()
+        if os.fork() == 0:
+            sandbox.enter(secret, processes=processes)
+            os.write(writing, str(resource.getrlimit(resource.RLIMIT_DATA)[0]).encode())
+            os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as told:
+            return int(told.read())
+
+    assert limit(64) * 64 == pytest.approx(min(limit(1) * 64, limit(2) * 2), rel=1e-3)
+
+
 def test_where_the_system_lacks_the_means_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "_close_files", lambda: None)
+    monkeypatch.setattr(sandbox, "_close_files", lambda gpu: None)
     monkeypatch.setattr(sandbox, "_filter_calls", lambda: None)
     isolation = sandbox.probe(tmp_path)
     assert (isolation.network, isolation.files) == ("not isolated", "not isolated")

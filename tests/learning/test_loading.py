@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedModel
 
 from fl_privacy.errors import ModelError
 from fl_privacy.learning.families import FAMILIES
@@ -119,3 +121,26 @@ def test_a_gpt2_may_have_a_vocabulary_of_characters(tmp_path: Path) -> None:
     assert {bundle.spec.config[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")} == {0, 2, 3}
     save_pretrained(tmp_path, bundle.spec, bundle.vocabulary, from_bytes(bundle.weights))
     assert load_bundle(tmp_path).vocabulary == VOCABULARIES["bert"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_missing_head_is_no_news_for_the_terminal_but_other_warnings_are(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    logger = logging.getLogger("transformers.modeling_utils")
+    monkeypatch.setattr(logger, "handle", lambda record: told.append(record.getMessage()) if logger.filter(record) else None)
+    folder = _folder(tmp_path, family, FAMILIES[family].language_model)
+    model, initialise = FAMILIES[family].models["ner"], PreTrainedModel._initialize_missing_keys
+    model.from_pretrained(folder)
+    assert len(told) == 1 and "LOAD REPORT" in told.pop(), "the library would tell"
+
+    def warn(*arguments: object) -> None:
+        logger.warning("something else")
+        initialise(*arguments)
+
+    monkeypatch.setattr(PreTrainedModel, "_initialize_missing_keys", warn)
+    load_bundle(folder, 0, "ner", LABELS["ner"])
+    assert told == ["something else"]
+    model.from_pretrained(folder)
+    assert "LOAD REPORT" in told[-1], "nothing is silenced for others"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fl_privacy.learning.models import build_model
-from fl_privacy.learning.optimisation import plan_optimizer, rate_factor
+from fl_privacy.learning.optimisation import plan_optimizer
 from fl_privacy.learning.trainable import freeze_except, trainable_specs
 from tests.tiny_model import VOCABULARY, tiny_bundle, tiny_plan, weights_of
 
@@ -14,14 +14,14 @@ BUNDLE = tiny_bundle()
 
 def test_warm_up_then_linear_decay() -> None:
     plan = tiny_plan(BUNDLE, rounds=5, local_steps=2, warmup_steps=4)
-    told = [rate_factor(plan, step) for step in range(10)]
+    told = [plan.rate_factor(step) for step in range(10)]
     assert told == pytest.approx([0.25, 0.5, 0.75, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
 
 
 def test_constant_after_warm_up() -> None:
     plan = tiny_plan(BUNDLE, rounds=2, local_steps=3, warmup_steps=2, schedule="constant")
-    assert [rate_factor(plan, step) for step in range(6)] == [0.5, 1, 1, 1, 1, 1]
-    assert rate_factor(tiny_plan(BUNDLE, schedule="constant"), 0) == 1
+    assert [plan.rate_factor(step) for step in range(6)] == [0.5, 1, 1, 1, 1, 1]
+    assert tiny_plan(BUNDLE, schedule="constant").rate_factor(0) == 1
 
 
 def test_a_round_continues_the_schedule() -> None:
@@ -35,7 +35,7 @@ def test_a_round_continues_the_schedule() -> None:
             rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             schedule.step()
-    assert rates == pytest.approx([0.5 * rate_factor(plan, step) for step in range(12)])
+    assert rates == pytest.approx([0.5 * plan.rate_factor(step) for step in range(12)])
 
 
 def test_weight_decay_acts_on_trained_matrices_only() -> None:

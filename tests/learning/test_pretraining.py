@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+from torch import Tensor
 
 from fl_privacy.cli import app
 from fl_privacy.errors import CorpusError, ModelError
 from fl_privacy.learning.models import load_bundle
 from fl_privacy.learning.pretraining import CHECKPOINT, Settings, pretrain, start
+from fl_privacy.learning.tasks.mlm import MaskedLanguageTask
 from fl_privacy.messages import Row
 from fl_privacy.parameters import from_bytes
 
@@ -80,10 +84,65 @@ def test_too_few_rows_are_refused(tmp_path: Path) -> None:
         pretrain(start("tiny", ROWS, SETTINGS), ROWS[:9], tmp_path, SETTINGS)
 
 
-def test_the_command_leaves_a_model_and_tells_how_good_it_is(tmp_path: Path) -> None:
-    public = tmp_path / "public.txt"
-    public.write_text("\n".join(row.text for row in ROWS), encoding="utf-8")
-    told = CliRunner().invoke(app, ["pretrain", str(public), "--out", str(tmp_path / "base"), "--steps", "20"])
+@pytest.fixture
+def public(tmp_path: Path) -> Path:
+    path = tmp_path / "public.txt"
+    path.write_text("\n".join(row.text for row in ROWS), encoding="utf-8")
+    return path
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["pretrain", *map(str, arguments), "--steps", "20", "--batch-size", "8"])
+
+
+def test_the_command_leaves_a_model_and_tells_how_good_it_is_and_what_to_do_with_it(public: Path, tmp_path: Path) -> None:
+    told = run(public, "--out", tmp_path / "base")
     assert told.exit_code == 0, told.output
-    assert "top-1" in told.output
+    assert re.search(r"guesses [\d.]+% of \d+ tokens right \(perplexity [\d.]+\)", told.output)
+    assert f'In a plan: model = "{tmp_path / "base"}"' in told.output
     assert load_bundle(tmp_path / "base").spec.config["num_hidden_layers"] == 2
+
+
+def test_a_finished_model_is_not_trained_over(public: Path, tmp_path: Path) -> None:
+    assert run(public, "--out", tmp_path / "base").exit_code == 0
+    before = weights(tmp_path / "base")
+    told = run(public, "--out", tmp_path / "base")
+    assert told.exit_code == 2 and "holds a finished model; give another --out" in told.output
+    assert all((before[name] == array).all() for name, array in weights(tmp_path / "base").items())
+    further = run(
+        public, "--model", tmp_path / "base", "--out", tmp_path / "further", "--vocabulary", tmp_path / "base" / "vocab.txt"
+    )
+    assert further.exit_code == 2 and "--vocabulary is for a new model" in further.output
+    assert run(public, "--model", tmp_path / "base", "--out", tmp_path / "further").exit_code == 0
+
+
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
+    public: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for steps, kept in (
+        (1, "before the first checkpoint, so nothing is kept"),
+        (5, "to go on from the last checkpoint"),
+        (0, "to go on"),
+    ):
+        with monkeypatch.context() as patch:
+            press_after(steps, patch)
+            told = run(public, "--out", tmp_path / "base")
+        assert told.exit_code == 1 and "stopped: " in told.output and kept in told.output
+    told = run(public, "--out", tmp_path / "base")
+    assert told.exit_code == 0 and "going on after step 4, from the checkpoint in" in told.output
+    assert run(public, "--out", tmp_path / "whole").exit_code == 0
+    whole = weights(tmp_path / "whole")
+    assert all((whole[name] == array).all() for name, array in weights(tmp_path / "base").items())
+
+
+def press_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the step that follows so many."""
+    loss = MaskedLanguageTask.loss
+    left = iter(range(steps))
+
+    def interrupted(*arguments: Any) -> Tensor:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    monkeypatch.setattr(MaskedLanguageTask, "loss", interrupted)

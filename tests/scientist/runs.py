@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from fl_privacy import template
 from fl_privacy.encryption.keys import key_name
@@ -11,7 +12,9 @@ from fl_privacy.learning.metrics import Counts, TokenCounts
 from fl_privacy.messages import sign
 from fl_privacy.parameters import Parameters
 from fl_privacy.scientist.history import Watcher
+from fl_privacy.scientist.orders import Orders
 from fl_privacy.scientist.training_run import TrainingRun
+from tests.builders import text_rows
 from tests.guard.conftest import ROWS, Strongrooms
 from tests.guard_desk import GuardDesk
 
@@ -26,20 +29,27 @@ def a_run(
     desks: Mapping[str, GuardDesk],
     watcher: Watcher,
     evaluate: Callable[[Parameters], Counts] = validation,
+    **options: Any,
 ) -> TrainingRun:
     """The run of the rooms' plan."""
     home = rooms.guards["bank"].home
-    return TrainingRun(
+    orders = Orders(
         plan=rooms.plan,
-        bundle=rooms.bundle,
         function="function",
         code=template.code_digest(rooms.code),
         registry=home.registry,
         key=key_name(home.secret_key("bfv")),
         sizes=dict.fromkeys(rooms.plan.owners, ROWS),
-        desks=desks,  # type: ignore[arg-type]
         sign=partial(sign, key=rooms.key),
+    )
+    return TrainingRun(
+        plan=rooms.plan,
+        bundle=rooms.bundle,
+        orders=orders,
+        desks=desks,  # type: ignore[arg-type]
         evaluate=evaluate,
         watcher=watcher,
         timeout=60.0,
+        validation=text_rows(3),
+        **options,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fl_privacy import display
-from fl_privacy.scientist.history import History, OwnerSpend, RoundRecord
+from fl_privacy.scientist.history import History, OwnerSpend, RoundRecord, parse_line
 
 FOR_GOOD = OwnerSpend(epsilon=2.25, budget=8.0, delta=1e-5, ledger_head="0" * 64)
 MONTHLY = OwnerSpend(
@@ -32,6 +33,21 @@ def test_a_budget_for_a_period_is_shown_with_its_period_and_the_total_beside_it(
     cells = {str(column.header): list(column.cells) for column in table.columns}
     assert cells["ε bank"] == ["2.25 / 8.00"]
     assert cells["ε clinic in 30 days"] == ["1.50 / 4.00\n9.50 in total"]
+
+
+def test_the_noise_floor_is_shown_beside_the_norm_of_the_update_where_there_is_one() -> None:
+    plain = record(0, bank=FOR_GOOD)
+    assert "noise alone" not in [column.header for column in display.rounds([plain]).columns]
+    table = display.rounds([plain, plain.model_copy(update={"update_norm": 0.5, "noise_floor": 0.25})], before=0.1)
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    assert cells["update"] == ["", "0", "0.5"]
+    assert cells["noise alone"] == ["", "not predicted", "0.25"]
+
+
+def test_a_history_from_before_the_noise_floor_is_still_read() -> None:
+    old = json.loads(record(0, bank=FOR_GOOD).canonical())
+    del old["noise_floor"]
+    assert parse_line(json.dumps(old)) == record(0, bank=FOR_GOOD)
 
 
 def test_progress_names_the_largest_epsilon_that_a_budget_bounds_and_its_period() -> None:

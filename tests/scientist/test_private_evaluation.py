@@ -25,7 +25,6 @@ from fl_privacy.privacy.holdout import held_out
 from fl_privacy.row_files import StoredRows
 from fl_privacy.scientist import rounds
 from fl_privacy.scientist.history import EvaluationRecord, History, OwnerSpend, RoundRecord, Watcher
-from fl_privacy.strategies.fedavg import FedAvg
 from tests.builders import OWNERS
 from tests.guard.conftest import Strongrooms, make_strongrooms
 from tests.guard.protocol import Worker
@@ -72,7 +71,7 @@ def ran(rooms_of_run: Strongrooms, tmp_path_factory: pytest.TempPathFactory) -> 
     """A whole run in real worker processes: evaluation, training, evaluation."""
     desks = {owner: GuardDesk(guard) for owner, guard in rooms_of_run.guards.items()}
     out, seen = tmp_path_factory.mktemp("scientist") / "out", Seen()
-    return a_run(rooms_of_run, desks, seen, seen.remember).train(FedAvg(), out), seen, out
+    return a_run(rooms_of_run, desks, seen, seen.remember).train(out), seen, out
 
 
 def true_counts(rooms: Strongrooms, model: Parameters) -> TokenCounts:
@@ -177,7 +176,7 @@ def test_a_lost_evaluation_is_kept_as_skipped_and_ends_nothing(
     monkeypatch.setattr(rounds, "PATIENCE_SECONDS", 0.0)  # asked once in each attempt
     desks = {owner: GuardDesk(guard) for owner, guard in rooms.guards.items()}
     desks["school"].before = unreachable("train", times=3)
-    history = a_run(rooms, desks, seen := Seen()).train(FedAvg(), tmp_path / "out")
+    history = a_run(rooms, desks, seen := Seen()).train(tmp_path / "out")
     assert seen.order == ["skipped 0: ['school']", "round 0", "evaluation 1"]
     assert [(skip.round, skip.purpose) for skip in history.skipped] == [(0, "evaluate")]
     assert not (tmp_path / "out" / "evaluations" / "000").exists()
@@ -188,7 +187,7 @@ def test_a_lost_evaluation_is_kept_as_skipped_and_ends_nothing(
 def test_noise_that_drowns_the_counts_is_told_in_words(rooms: Strongrooms, worker: Worker, tmp_path: Path) -> None:
     """The stand-in's counts are a few, the noise that the plan tells has a deviation of hundreds."""
     desks = {owner: GuardDesk(guard) for owner, guard in rooms.guards.items()}
-    history = a_run(rooms, desks, Seen()).train(FedAvg(), tmp_path / "out")
+    history = a_run(rooms, desks, Seen()).train(tmp_path / "out")
     assert len(history.evaluations) == 2
     for record in history.evaluations:
         assert "the noise drowns the counts; hold out more" in record.in_words

@@ -11,14 +11,16 @@ import pytest
 
 from fl_privacy.encryption.evidence import Evidence, verify_round
 from fl_privacy.errors import OrderFailed, RoundFailed
+from fl_privacy.guard.admission import round_spend
 from fl_privacy.guard.guard import Guard
 from fl_privacy.messages import OpenedSum, OpenRequest, Signed, sign
 from fl_privacy.parameters import flatten
 from fl_privacy.scientist import rounds
 from fl_privacy.scientist.history import RoundRecord, Watcher
+from fl_privacy.scientist.preview import preview
 from fl_privacy.scientist.rounds import Opened, run_round
-from fl_privacy.strategies.fedavg import FedAvg
-from tests.guard.conftest import Strongrooms, finished, make_strongrooms
+from fl_privacy.strategies.stopping import noise_floor
+from tests.guard.conftest import ROWS, Strongrooms, finished, make_strongrooms
 from tests.guard.protocol import Worker, changed
 from tests.guard_desk import GuardDesk, unreachable
 from tests.scientist.runs import a_run
@@ -62,6 +64,15 @@ def test_a_round_gives_the_mean_and_evidence_that_anybody_can_verify(
     drawn = [np.random.default_rng(n + 1).uniform(-0.04, 0.04, values.size) for n in range(4)]
     assert np.abs(values - np.mean(drawn, axis=0)).max() <= 4 * opened.order.encoding.value_range / 127
     assert opened.bytes_up > 4 * opened.ciphertext_bytes > 0
+
+
+def test_a_forecast_of_bytes_is_what_a_round_takes(rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path) -> None:
+    opened = carry(rooms, desks, tmp_path / "000")
+    cards = {owner: guard.corpora() for owner, guard in rooms.guards.items()}
+    told = preview(rooms.plan, rooms.bundle, cards, {})
+    assert told.bytes_up / rooms.plan.rounds == pytest.approx(opened.bytes_up, rel=0.02)
+    words = opened.bytes_down - told.bytes_down / rooms.plan.rounds  # receipts and lists, whatever the model's size
+    assert 0 < words < 40_000
 
 
 def test_openers_rotate_with_round_and_attempt(rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path) -> None:
@@ -198,7 +209,7 @@ def spent(guard: Guard) -> float:
 def test_a_run_without_failures_has_a_record_and_evidence_for_every_round(
     rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path
 ) -> None:
-    history = a_run(rooms, desks, seen := Seen()).train(FedAvg(), tmp_path / "out")
+    history = a_run(rooms, desks, seen := Seen()).train(tmp_path / "out")
     assert [(record.round, record.attempt, record.cohort) for record in history.rounds] == [(0, 0, FOUR), (1, 0, FOUR)]
     assert [record.openers for record in seen.done] == [("bank", "clinic"), ("clinic", "school")]
     assert all(record.failure_log2 < -40 for record in history.rounds)
@@ -206,11 +217,24 @@ def test_a_run_without_failures_has_a_record_and_evidence_for_every_round(
         verify_round(tmp_path / "out" / "rounds" / number, rooms.guards["bank"].home.registry)
 
 
+def test_a_record_has_the_norm_that_noise_alone_would_have_from_the_owners_receipts(tmp_path: Path, worker: Worker) -> None:
+    rooms = make_strongrooms(tmp_path, owners=FOUR, optimizer="sgd")
+    desks = {owner: GuardDesk(guard) for owner, guard in rooms.guards.items()}
+    history = a_run(rooms, desks, Seen()).train(tmp_path / "out")
+    sigma = round_spend(rooms.plan, ROWS).noise_multiplier
+    sizes = dict.fromkeys(FOUR, ROWS)
+    for record in history.rounds:
+        expected = noise_floor(rooms.plan, record.round, record.parameters, dict.fromkeys(FOUR, sigma), sizes)
+        assert record.noise_floor == pytest.approx(expected)
+    for guard in rooms.guards.values():
+        guard.close()
+
+
 def test_after_a_failure_the_others_go_on_without_training_again(
     rooms: Strongrooms, desks: dict[str, GuardDesk], worker: Worker, tmp_path: Path
 ) -> None:
     failing(worker, ("shop", 1))
-    history = a_run(rooms, desks, seen := Seen()).train(FedAvg(), tmp_path / "out")
+    history = a_run(rooms, desks, seen := Seen()).train(tmp_path / "out")
     assert seen.failed == [(["shop"], 2)]
     assert [(record.attempt, record.cohort) for record in history.rounds] == [(1, FOUR[:3]), (0, FOUR)]
     assert [worker.trained_by(owner) for owner in FOUR] == [2, 2, 2, 2]
@@ -221,7 +245,7 @@ def test_with_too_few_left_the_failed_owners_are_asked_again_and_the_others_rese
     rooms: Strongrooms, desks: dict[str, GuardDesk], worker: Worker, tmp_path: Path
 ) -> None:
     failing(worker, ("shop", 1), ("school", 1))
-    history = a_run(rooms, desks, Seen()).train(FedAvg(), tmp_path / "out")
+    history = a_run(rooms, desks, Seen()).train(tmp_path / "out")
     assert [(record.attempt, record.cohort) for record in history.rounds] == [(1, FOUR), (0, FOUR)]
     assert [worker.trained_by(owner) for owner in FOUR] == [2, 2, 3, 3]
     assert spent(rooms.guards["school"]) > spent(rooms.guards["bank"]), "what was lost in training stays spent"
@@ -233,7 +257,7 @@ def test_a_round_is_skipped_after_three_attempts_and_the_run_goes_on(
     monkeypatch.setattr(rounds, "PATIENCE_SECONDS", 0.0)  # asked once in each attempt
     for owner in ("school", "shop"):
         desks[owner].before = unreachable("train", times=3)
-    history = a_run(rooms, desks, seen := Seen()).train(FedAvg(), tmp_path / "out")
+    history = a_run(rooms, desks, seen := Seen()).train(tmp_path / "out")
     assert (seen.skipped, [left for _, left in seen.failed]) == ([0], [2, 1, 0])
     assert [record.round for record in history.rounds] == [1]
     lines = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
@@ -245,7 +269,7 @@ def test_a_round_is_skipped_after_three_attempts_and_the_run_goes_on(
 def test_two_skipped_rounds_in_a_row_end_the_run(rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path) -> None:
     desks["shop"].before = desks["school"].before = unreachable("train")
     with pytest.raises(RoundFailed, match="round 1 was not opened") as failed:
-        a_run(rooms, desks, seen := Seen()).train(FedAvg(), tmp_path / "out")
+        a_run(rooms, desks, seen := Seen()).train(tmp_path / "out")
     assert seen.skipped == [0, 1]
     assert sorted(failed.value.failures) == ["school", "shop"]
 
@@ -257,4 +281,4 @@ def test_a_run_in_which_nothing_was_trained_is_an_error(
     run = a_run(rooms, desks, Seen())
     object.__setattr__(rooms.plan, "rounds", 1)
     with pytest.raises(RoundFailed):
-        run.train(FedAvg(), tmp_path / "out")
+        run.train(tmp_path / "out")

@@ -13,32 +13,17 @@ from fl_privacy import template
 from fl_privacy.cli import app
 from fl_privacy.errors import PlanError
 from fl_privacy.learning.models import ModelBundle, save_pretrained
-from fl_privacy.messages import CorpusCard, Row
 from fl_privacy.parameters import from_bytes
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.scientist.federation import Federation
 from fl_privacy.scientist.files import read_plan
-from tests.builders import OWNERS, texts, tiny_bundle, tiny_plan
+from tests.builders import OWNERS, tiny_bundle, tiny_plan
+from tests.scientist.fake_desks import FakeDesk
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 (EXAMPLE,) = (code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "def features(" in code)
 FORBIDDEN = EXAMPLE.replace("    ids =", "    print(text)\n    ids =")
 UNEQUAL = EXAMPLE.replace('"labels": labels', '"labels": labels + [0]')
-
-
-class FakeDesk:
-    """A desk that publishes mock rows and keeps what it was asked."""
-
-    def __init__(self, owner: str) -> None:
-        self.owner, self.asked = owner, list[str]()
-
-    def corpora(self) -> list[CorpusCard]:
-        rows = tuple(Row(text=text) for text in texts(5, seed=len(self.owner)))
-        return [CorpusCard(owner=self.owner, title="", description="", corpus="0" * 64, declared_size=990, mock_rows=rows)]
-
-    def submit(self, code: str, name: str) -> str:
-        self.asked.append(code)
-        return "1"
 
 
 @pytest.fixture
