@@ -71,8 +71,8 @@ class LiveRounds(Watcher):
     def __init__(self, total_rounds: int) -> None:
         self.total_rounds = total_rounds
         self.round = 1
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=console, transient=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[phase]}"), MofNCompleteColumn())
+        self._bars = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
         self._tasks: dict[str, TaskID] = {}
         self._waited_for = ""
 
@@ -90,9 +90,11 @@ class LiveRounds(Watcher):
 
     def step(self, owner: str, step: int, steps: int) -> None:
         """Move an owner's bar."""
-        if owner not in self._tasks:
-            self._tasks[owner] = self._bars.add_task(f"round {self.round}/{self.total_rounds} {owner}", total=steps)
-        self._bars.update(self._tasks[owner], completed=step, total=steps)
+        self._bars.update(self._bar(owner), completed=step, total=steps, phase="training")
+
+    def phase(self, owner: str, phase: str) -> None:
+        """Write it beside an owner's bar."""
+        self._bars.update(self._bar(owner), phase=phase)
 
     def round_done(self, record: RoundRecord) -> None:
         """Print the round and clear the bars."""
@@ -142,6 +144,12 @@ class LiveRounds(Watcher):
             style="bold red",
         )
         self.round = round_index + 2
+
+    def _bar(self, owner: str) -> TaskID:
+        if owner not in self._tasks:
+            told = f"round {self.round}/{self.total_rounds} {owner}"
+            self._tasks[owner] = self._bars.add_task(told, total=None, phase="")
+        return self._tasks[owner]
 
     def _clear(self) -> None:
         self._waited_for = ""

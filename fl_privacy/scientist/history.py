@@ -47,8 +47,8 @@ class RoundRecord(Message):
     ``openers`` opened the sum and agreed on it; ``failure_log2`` is log2 of the bound on the probability that
     it decrypts wrongly, which would show (None for CKKS, which is approximate). ``accuracy`` is the headline number of the
     plan's task on validation rows (for entities their strict F1), ``perplexity`` that of guessed tokens, if there are any.
-    ``update_norm`` is the norm of the mean update; ``noise_floor`` is what it would be if the owners' gradients were nothing but
-    the noise that is added to them, None where that is not predicted (``strategies.stopping.predicted_floor``).
+    ``update_norm`` is the norm of the mean update; ``noise_floor`` is what it would be if the owners' gradients were
+    nothing but the noise that is added to them, None where that is not predicted (``strategies.stopping.noise_floor``).
     ``relative_update`` is the norm of the model's change over that of the trained tensors (at least 1). ``absent`` are owners
     that the round was for but that are not in its cohort, and why; ``failures`` are those of the attempts before this one.
     """
@@ -151,6 +151,9 @@ class Watcher:
     def step(self, owner: str, step: int, steps: int) -> None:
         """An owner has done ``step`` of ``steps`` training steps of the round."""
 
+    def phase(self, owner: str, phase: str) -> None:
+        """What goes on with an owner besides its steps: sending, encrypting, fetching, adding, agreeing or opening."""
+
     def round_done(self, record: RoundRecord) -> None:
         """A round is on disk."""
 
@@ -228,7 +231,7 @@ class History:
         return federation_claim({owner: (spend.epsilon, spend.delta) for owner, spend in spends.items()}) if spends else ""
 
     def plot(self, path: Path) -> None:
-        """Accuracy, epsilon, bytes and seconds by round, as one PNG."""
+        """Accuracy, epsilon, bytes and seconds by round, and accuracy by epsilon, as one PNG."""
         from fl_privacy.scientist.plots import plot_run  # matplotlib: a second of import, for the end of a run only
 
         plot_run(self, path)

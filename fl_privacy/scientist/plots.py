@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def plot_run(history: History, path: Path) -> None:
-    """Accuracy, epsilon, bytes and seconds by round, as one PNG."""
-    figure, axes = plt.subplots(1, 4, figsize=(17, 3.8), layout="constrained")
+    """Accuracy, epsilon, bytes and seconds by round, and accuracy by epsilon, as one PNG."""
+    figure, axes = plt.subplots(1, 5, figsize=(21, 3.8), layout="constrained")
     at = [record.round + 1 for record in history.rounds]
     axes[0].plot([0, *at], [history.accuracy_before, *(record.accuracy for record in history.rounds)], marker="o")
     axes[0].set(title="validation: accuracy (entities: F1)", xlabel="round")
@@ -33,7 +33,8 @@ def plot_run(history: History, path: Path) -> None:
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     axes[3].set(title="seconds", xlabel="round")
     axes[3].legend()
-    for axis in axes:
+    _plot_score_by_epsilon(history, axes[4])
+    for axis in axes[:4]:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -72,3 +73,16 @@ def _plot_epsilon(history: History, axis: Axes) -> None:
         budget = min(spend.budget for spend in history.rounds[-1].spends.values())
         axis.axhline(budget, ls="--", c="grey", label="smallest budget")
         axis.legend()
+
+
+def _plot_score_by_epsilon(history: History, axis: Axes) -> None:
+    """What each round's score had cost by then, at the owner that had spent most; totals, whatever a period bounds."""
+    latest: dict[str, float] = {}  # also of owners that were not in the round
+    largest: list[float] = []
+    for record in history.rounds:
+        latest |= {owner: spend.epsilon for owner, spend in record.spends.items()}
+        largest.append(max(latest.values()))
+    axis.plot(largest, [record.accuracy for record in history.rounds], marker="o")
+    axis.axhline(history.accuracy_before, ls="--", c="grey", label="before the run")
+    axis.set(title="validation score by epsilon", xlabel="largest total epsilon of an owner")
+    axis.legend()

@@ -11,7 +11,7 @@ from fl_privacy.learning.private_counts import read_sum
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.scientist.history import EvaluationRecord, OwnerSpend, RoundRecord
 from fl_privacy.scientist.rounds import Opened
-from fl_privacy.strategies.stopping import predicted_floor
+from fl_privacy.strategies.stopping import noise_floor
 
 
 def round_record(
@@ -83,7 +83,7 @@ def _noise_floor(plan: TrainingPlan, opened: Opened) -> float | None:
     if len(known) < len(order.cohort):
         return None
     sizes = dict(zip(order.cohort, order.weights, strict=True))
-    return predicted_floor(plan, order.round, parameters.count(order.tensors), known, sizes)
+    return noise_floor(plan, order.round, parameters.count(order.tensors), known, sizes)
 
 
 def _spends(opened: Opened) -> dict[str, OwnerSpend]:

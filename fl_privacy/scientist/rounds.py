@@ -39,6 +39,7 @@ PAUSE_SECONDS = 1.0
 TOGETHER = "the cohort together"  # in place of an owner, where the fault is in how words of several fit
 
 OnStep = Callable[[str, int, int], None]
+OnPhase = Callable[[str, str], None]
 Result = TypeVar("Result")
 Word = TypeVar("Word", UpdateReceipt, SurvivorList, SelfMaskReveal, OpenedSum)
 
@@ -68,14 +69,16 @@ def run_round(
     evidence: Evidence,
     timeout: float,
     on_step: OnStep,
+    on_phase: OnPhase = lambda owner, phase: None,
 ) -> Opened:
     """Carry one signed order through and leave the proof in ``evidence``.
 
     Args: ``function`` is the approved code's name; ``blobs`` are what the owners need (model, vocabulary); ``timeout`` in
-    seconds per owner, after which that owner has failed. Raises: RoundFailed that names every owner at fault. Owners who have
-    trained keep their update for the next attempt, unless they have signed a survivor list for it.
+    seconds per owner, after which that owner has failed; ``on_phase`` gets an owner and what goes on there.
+    Raises: RoundFailed that names every owner at fault. Owners who have trained keep their update for the next attempt, unless
+    they have signed a survivor list for it.
     """
-    attempt = _Attempt(desks, function, order, RoundOrder.parse(order.body), registry, evidence, timeout)
+    attempt = _Attempt(desks, function, order, RoundOrder.parse(order.body), registry, evidence, timeout, on_phase)
     clock, wire_before = time.perf_counter(), attempt.wire()
     receipts = attempt.train(blobs, on_step)
     verified = attempt.fetch(receipts)
@@ -109,6 +112,7 @@ class _Attempt:
     registry: Registry
     evidence: Evidence
     timeout: float
+    on_phase: OnPhase
 
     def wire(self) -> tuple[int, int]:
         """Bytes from and to the cohort's owners so far."""
@@ -118,11 +122,17 @@ class _Attempt:
     def train(self, blobs: Sequence[bytes], on_step: OnStep) -> tuple[Signed, ...]:
         """Every owner's receipt, in the order of the cohort."""
 
+        def stepped(owner: str, step: int, steps: int) -> None:
+            on_step(owner, step, steps)
+            if step == steps:
+                self.on_phase(owner, "encrypting")  # what an owner does next
+
         def train_at(owner: str) -> Signed:
+            self.on_phase(owner, "sending")
             for blob in blobs:
                 _patiently(partial(self.desks[owner].relay.put_blob, blob))
             # a guard goes on while its datasite is away: the same order again is answered from what it has, at no cost
-            signed = _patiently(lambda: self._run(owner, "train", self.order.canonical().decode(), on_step))
+            signed = _patiently(lambda: self._run(owner, "train", self.order.canonical().decode(), stepped))
             self._word(owner, signed, UpdateReceipt)
             return signed
 
@@ -137,6 +147,7 @@ class _Attempt:
         digests = {receipt.owner: receipt.ciphertext for receipt in verified}
 
         def fetch_from(owner: str) -> None:
+            self.on_phase(owner, "fetching")
             _patiently(lambda: self.desks[owner].relay.fetch_blob(digests[owner], self.evidence.update_path(owner)))
 
         self._everywhere(fetch_from)
@@ -145,6 +156,8 @@ class _Attempt:
     def add(self, receipts: Sequence[UpdateReceipt]) -> float:
         """Store the sum of the ciphertexts; returns seconds."""
         clock = time.perf_counter()
+        for owner in self.ordered.cohort:
+            self.on_phase(owner, "adding")
         updates = {receipt.owner: self.evidence.update_path(receipt.owner) for receipt in receipts}
         try:
             add_updates(list(updates.values()), self.ordered, self.evidence.total_path)
@@ -161,6 +174,7 @@ class _Attempt:
         commitments = {receipt.owner: receipt.self_mask for receipt in verified}
 
         def close_at(owner: str) -> Signed:
+            self.on_phase(owner, "agreeing")
             signed = _patiently(lambda: self.desks[owner].relay.close_order(closing))
             if self._word(owner, signed, SurvivorList) != survivor_list(closing, self.ordered, verified, owner):
                 raise MessageError("signed another survivor list than the one of these receipts")
@@ -183,6 +197,7 @@ class _Attempt:
         """The words of two owners who opened the sum and agree on its values; others of the cohort stand in for who fails."""
 
         def open_at(owner: str) -> tuple[Signed, OpenedSum]:
+            self.on_phase(owner, "opening")
             self.desks[owner].relay.put_file(request.total, self.evidence.total_path)
             signed = self._run(owner, "open", self.desks[owner].relay.put_blob(request.canonical()))
             word = self._word(owner, signed, OpenedSum)

@@ -180,8 +180,8 @@ class TrainingRun:
         while True:
             shutil.rmtree(evidence.folder, ignore_errors=True)
             try:
-                orders, tell = self.orders, self.watcher.step
-                return run_round(self.desks, orders.function, order, blobs, orders.registry, evidence, self.timeout, tell)
+                orders, tells = self.orders, (self.watcher.step, self.watcher.phase)
+                return run_round(self.desks, orders.function, order, blobs, orders.registry, evidence, self.timeout, *tells)
             except RoundFailed as error:
                 left = deadline - time.monotonic()
                 if left <= 0 or not may_pass(error.failures):

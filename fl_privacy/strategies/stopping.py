@@ -15,8 +15,6 @@ from fl_privacy import parameters
 from fl_privacy.parameters import Parameters
 from fl_privacy.plan import TrainingPlan
 
-_ADAM_BETA = 0.9  # AdamW's beta_1
-
 
 @dataclass(frozen=True)
 class Stopping:
@@ -66,42 +64,16 @@ def noise_floor(
     coordinates: int,
     noise_multipliers: Mapping[str, float],
     sizes: Mapping[str, int],
-) -> float:
+) -> float | None:
     """The norm that a round's mean update would have if the owners' gradients were nothing but their noise.
 
-    ``minimal_update`` ends no run while it is below this, times ``server_lr``, over the norm of the model. For SGD exact in the
-    mean square, but for weight decay and the terms of FedProx and SCAFFOLD. AdamW divides by the size of the gradients, so that
-    the noise's own does not matter; with its second moments taken as exact, which is good to a twentieth.
+    ``minimal_update`` ends no run while it is below this, times ``server_lr``, over the norm of the model. For SGD, exact in
+    the mean square but for weight decay; None for AdamW, which divides the noise's own size out, and where FedProx or SCAFFOLD
+    add terms of their own.
     Args: coordinates that are trained; noise_multipliers and declared sizes by owner, of the round's cohort.
     """
-    rates, total = np.array(plan.rates(round_index)), sum(sizes.values())
-    if plan.optimizer == "sgd":
-        length = float(np.linalg.norm(rates)) * plan.max_grad_norm / plan.batch_size
-        noise = math.sqrt(sum((sizes[owner] * noise_multipliers[owner] / total) ** 2 for owner in sizes))
-    else:
-        length = float(np.linalg.norm(_adam_weights(rates)))
-        noise = math.sqrt(sum((size / total) ** 2 for size in sizes.values()))
-    return length * noise * math.sqrt(coordinates)
-
-
-def predicted_floor(
-    plan: TrainingPlan,
-    round_index: int,
-    coordinates: int,
-    noise_multipliers: Mapping[str, float],
-    sizes: Mapping[str, int],
-) -> float | None:
-    """``noise_floor`` where it is exact but for weight decay: local steps of plain SGD; None for AdamW, FedProx and SCAFFOLD."""
     if plan.optimizer != "sgd" or plan.strategy in ("fedprox", "scaffold"):
         return None
-    return noise_floor(plan, round_index, coordinates, noise_multipliers, sizes)
-
-
-def _adam_weights(rates: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """How much each step's gradient moves the model by the end of the round, its size taken as one."""
-    count = len(rates)
-    age = np.arange(count)[:, None] - np.arange(count)[None, :]
-    kept = np.where(age >= 0, (1 - _ADAM_BETA) * _ADAM_BETA ** np.maximum(age, 0), 0.0)
-    corrected = rates / (1 - _ADAM_BETA ** np.arange(1, count + 1))
-    weights: np.ndarray[tuple[int], np.dtype[np.float64]] = corrected @ kept
-    return weights
+    total = sum(sizes.values())
+    length = float(np.linalg.norm(plan.rates(round_index))) * plan.max_grad_norm / plan.batch_size
+    return length * math.sqrt(coordinates * sum((sizes[owner] * noise_multipliers[owner] / total) ** 2 for owner in sizes))

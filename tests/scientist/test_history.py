@@ -59,6 +59,24 @@ def test_progress_names_the_largest_epsilon_that_a_budget_bounds_and_its_period(
     assert "largest epsilon 1.50 in 30 days, " in second
 
 
+def test_an_owners_bar_names_its_phase_and_its_steps() -> None:
+    live = display.LiveRounds(3)
+    live.phase("bank", "sending")
+    assert bar_of(live) == ("sending", None)
+    live.step("bank", 2, 20)
+    assert bar_of(live) == ("training", 20)
+    live.phase("bank", "encrypting")
+    assert bar_of(live) == ("encrypting", 20)
+    with display.console.capture() as seen:
+        display.console.print(live._bars.get_renderable())
+    assert "round 1/3 bank" in seen.get() and "encrypting" in seen.get()
+
+
+def bar_of(live: display.LiveRounds) -> tuple[str, float | None]:
+    (task,) = live._bars.tasks
+    return task.fields["phase"], task.total
+
+
 def test_the_picture_sets_the_period_s_epsilon_against_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Axes] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
@@ -73,6 +91,20 @@ def test_the_picture_sets_the_period_s_epsilon_against_the_budget(tmp_path: Path
         "clinic in total": [9.5, 9.5],
         "smallest budget": [4.0, 4.0],
     }
+
+
+def test_the_picture_sets_the_score_against_the_largest_total_epsilon_of_all_owners_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Axes] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    history = History(tmp_path / "history.jsonl", 0.1)
+    history.append(record(0, bank=FOR_GOOD, clinic=MONTHLY).model_copy(update={"accuracy": 0.2}))
+    history.append(record(1, bank=FOR_GOOD).model_copy(update={"accuracy": 0.3}))
+    history.plot(tmp_path / "rounds.png")
+    curve, before = drawn[4].get_lines()
+    assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([9.5, 9.5], [0.2, 0.3])
+    assert list(before.get_ydata()) == [0.1, 0.1]
 
 
 def test_a_history_from_before_receipts_told_of_periods_is_still_read() -> None:

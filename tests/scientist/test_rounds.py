@@ -180,6 +180,10 @@ class Seen(Watcher):
         self.failed: list[tuple[list[str], int]] = []
         self.skipped: list[int] = []
         self.done: list[RoundRecord] = []
+        self.phases: dict[str, list[str]] = {}
+
+    def phase(self, owner: str, phase: str) -> None:
+        self.phases.setdefault(owner, []).append(phase)
 
     def round_failed(self, error: RoundFailed, attempts_left: int) -> None:
         self.failed.append((sorted(error.failures), attempts_left))
@@ -212,6 +216,9 @@ def test_a_run_without_failures_has_a_record_and_evidence_for_every_round(
     history = a_run(rooms, desks, seen := Seen()).train(tmp_path / "out")
     assert [(record.round, record.attempt, record.cohort) for record in history.rounds] == [(0, 0, FOUR), (1, 0, FOUR)]
     assert [record.openers for record in seen.done] == [("bank", "clinic"), ("clinic", "school")]
+    known = [phase for phase in seen.phases["bank"] if phase != "encrypting"]  # told with the last step, if that is seen
+    turn = ["sending", "fetching", "adding", "agreeing"]
+    assert known == [*turn, "opening", *turn], "bank opens the first sum only"
     assert all(record.failure_log2 < -40 for record in history.rounds)
     for number in ("000", "001"):
         verify_round(tmp_path / "out" / "rounds" / number, rooms.guards["bank"].home.registry)

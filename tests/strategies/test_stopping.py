@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl_privacy.strategies.stopping import Stopping, best_model, noise_floor, predicted_floor, relative_update
+from fl_privacy.strategies.stopping import Stopping, best_model, noise_floor, relative_update
 from tests.test_plan import plan
 
 NAN = float("nan")
@@ -65,32 +65,29 @@ def test_the_plans_rules_are_taken_over() -> None:
     assert Stopping.of(plan(rounds=7, patience=3, minimal_update=0.01)) == Stopping(7, 3, 0.01)
 
 
-@pytest.mark.parametrize(("optimizer", "tolerance"), [("sgd", 0.01), ("adamw", 0.05)])
 @pytest.mark.parametrize("steps", [1, 3, 12])
-def test_the_noise_floor_is_the_norm_of_a_mean_update_of_pure_noise(optimizer: str, tolerance: float, steps: int) -> None:
+def test_the_noise_floor_is_the_norm_of_a_mean_update_of_pure_noise(steps: int) -> None:
     made = plan(
-        optimizer=optimizer, rounds=3, local_steps=steps, learning_rate=0.2, weight_decay=0.0, batch_size=4, max_grad_norm=0.5
+        optimizer="sgd", rounds=3, local_steps=steps, learning_rate=0.2, weight_decay=0.0, batch_size=4, max_grad_norm=0.5
     )
     sigmas, sizes, coordinates = {"a": 1.0, "b": 2.0, "c": 0.5}, {"a": 100, "b": 50, "c": 10}, 60_000
     mean = np.zeros(coordinates)
     for owner, sigma in sigmas.items():
         mean += sizes[owner] / 160 * noise_update(made, 1, coordinates, sigma)
     told = noise_floor(made, 1, coordinates, sigmas, sizes)
-    assert told == pytest.approx(float(np.linalg.norm(mean)), rel=tolerance)
+    assert told == pytest.approx(float(np.linalg.norm(mean)), rel=0.01)
 
 
 def test_the_floor_is_predicted_for_plain_sgd_only() -> None:
     told = ({"a": 1.0, "b": 2.0, "c": 0.5}, {"a": 100, "b": 50, "c": 10})
-    made = plan(optimizer="sgd")
-    assert predicted_floor(made, 0, 50, *told) == noise_floor(made, 0, 50, *told)
-    assert predicted_floor(plan(optimizer="adamw"), 0, 50, *told) is None
-    assert predicted_floor(plan(optimizer="sgd", strategy="fedprox", fedprox_mu=0.1), 0, 50, *told) is None
+    assert noise_floor(plan(optimizer="sgd"), 0, 50, *told) is not None
+    assert noise_floor(plan(optimizer="adamw"), 0, 50, *told) is None
+    assert noise_floor(plan(optimizer="sgd", strategy="fedprox", prox_mu=0.1), 0, 50, *told) is None
 
 
 def noise_update(made: Any, round_index: int, coordinates: int, sigma: float) -> np.ndarray:
     tensor = torch.nn.Parameter(torch.zeros(coordinates))
-    kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[made.optimizer]
-    optimizer = kind([tensor], lr=1.0, weight_decay=0.0)
+    optimizer = torch.optim.SGD([tensor], lr=1.0)
     generator = torch.Generator().manual_seed(int(sigma * 10))
     for rate in made.rates(round_index):
         optimizer.param_groups[0]["lr"] = rate
