@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fl_privacy.auditor import audit_ledgers
+    from fl_privacy.display_runs import LiveRounds
     from fl_privacy.errors import FlPrivacyError
     from fl_privacy.learning.models import ModelBundle, load_bundle
     from fl_privacy.model_spec import ModelSpec
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fl_privacy.plan import TrainingPlan
     from fl_privacy.privacy.audit import AuditResult, audit_export
     from fl_privacy.privacy.report import AuditReport
+    from fl_privacy.scientist.async_federation import AsyncFederation
     from fl_privacy.scientist.federation import Federation, Login
     from fl_privacy.scientist.files import read_plan
     from fl_privacy.scientist.history import History, RoundRecord, Watcher
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncFederation": "scientist.async_federation",
     "AuditReport": "privacy.report",
     "AuditResult": "privacy.audit",
     "FedAvg": "strategies.fedavg",
     "Federation": "scientist.federation",
     "FlPrivacyError": "errors",
     "History": "scientist.history",
+    "LiveRounds": "display_runs",
     "Login": "scientist.federation",
     "ModelBundle": "learning.models",
     "ModelSpec": "model_spec",
@@ -48,12 +52,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncFederation",
     "AuditReport",
     "AuditResult",
     "FedAvg",
     "Federation",
     "FlPrivacyError",
     "History",
+    "LiveRounds",
     "Login",
     "ModelBundle",
     "ModelSpec",

@@ -37,7 +37,7 @@ def import_ledger(home: Path, file: Path, head: str | None = None) -> int:
     Args: head is the latest that another owner or the scientist kept of this ledger, by default the one that the guard wrote
         down last; an export without it is refused.
     """
-    from fl_privacy.guard.files import write_atomically
+    from fl_privacy.durable_files import write_atomically
     from fl_privacy.guard.home_ledger import FILE, HEAD
     from fl_privacy.privacy.export_file import Export
     from fl_privacy.privacy.restore import restore

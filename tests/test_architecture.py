@@ -14,6 +14,7 @@ import fl_privacy
 
 PACKAGE = Path(fl_privacy.__file__).parent
 LEVEL_1 = {
+    "durable_files",
     "errors",
     "ledger_statement",
     "messages",

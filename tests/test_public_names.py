@@ -10,12 +10,14 @@ import pytest
 import fl_privacy
 
 PINNED = {
+    "AsyncFederation",
     "AuditReport",
     "AuditResult",
     "FedAvg",
     "Federation",
     "FlPrivacyError",
     "History",
+    "LiveRounds",
     "Login",
     "ModelBundle",
     "ModelSpec",

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from fl_privacy.durable_files import write_atomically
 from fl_privacy.errors import NotApproved, RequestDenied
-from fl_privacy.guard.files import write_atomically
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.package import installed_package
 from fl_privacy.messages import Digest, Message, Signed, open_signed

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from fl_privacy.durable_files import disk_problems_named, sync_folder, write_atomically
 from fl_privacy.errors import DigestMismatch, MessageError, OrderRefused, TooLarge
-from fl_privacy.guard.files import disk_problems_named, sync_folder, write_atomically
 
 LARGEST_BLOB = 2 << 30  # bytes; BERT-base in float32 is 0.41e9
 INBOX_QUOTA = 16 << 30

@@ -10,13 +10,13 @@ import threading
 import time
 from typing import BinaryIO
 
+from fl_privacy.durable_files import write_atomically, write_json
 from fl_privacy.encryption.agreement import survivor_list, verify_receipts, verify_reveals, verify_survivors
 from fl_privacy.encryption.secret_sum import open_sum
 from fl_privacy.errors import AlreadyOpened, CohortMismatch, FlPrivacyError, OrderFailed, OrderRefused, from_wire, to_wire
 from fl_privacy.guard.admission import decision_for, key_of
 from fl_privacy.guard.approvals import Approvals
 from fl_privacy.guard.blobs import Blobs
-from fl_privacy.guard.files import write_atomically, write_json
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.orders import OrderFolder, Orders
 from fl_privacy.messages import (

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fl_privacy.durable_files import write_atomically
 from fl_privacy.encryption.secret_sum import representable
 from fl_privacy.errors import ControlMismatch, FlPrivacyError, OrderRefused
-from fl_privacy.guard.files import write_atomically
 from fl_privacy.guard.orders import OrderFolder, Orders
 from fl_privacy.messages import RoundOrder
 from fl_privacy.parameters import Vector, flatten, from_bytes

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fl_privacy.durable_files import disk_problems_named, write_atomically
 from fl_privacy.errors import CorpusError, MessageError
-from fl_privacy.guard.files import disk_problems_named, write_atomically
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.messages import Annotation, CorpusCard, PrivacyUnit, Row
 from fl_privacy.row_files import PLAIN, Fields, read_rows, stored

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
+from fl_privacy.durable_files import write_atomically
 from fl_privacy.encryption.keys import generate_secret_key, is_registered, key_name, seal_key, unseal_key
 from fl_privacy.encryption.registry import (
     OwnerCard,
@@ -24,7 +25,6 @@ from fl_privacy.encryption.registry import (
     signatory,
 )
 from fl_privacy.errors import KeyMissing, OrderRefused, SignatureInvalid
-from fl_privacy.guard.files import write_atomically
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.messages import Message, Signed, sign
 

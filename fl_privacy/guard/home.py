@@ -16,11 +16,11 @@ from pathlib import Path
 
 import tomli_w
 
+from fl_privacy.durable_files import write_atomically
 from fl_privacy.encryption.keys import Identity
 from fl_privacy.encryption.registry import Registry, RegistryRecord, Scheme, complete_registry
 from fl_privacy.errors import FlPrivacyError, HomeError, KeyMissing
 from fl_privacy.guard.domain import Domain
-from fl_privacy.guard.files import write_atomically
 from fl_privacy.guard.home_ledger import FILE, HomeLedger, open_ledger
 from fl_privacy.messages import open_signed, public_hex
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fl_privacy.durable_files import write_atomically
 from fl_privacy.errors import LedgerTampered
-from fl_privacy.guard.files import write_atomically
 from fl_privacy.messages import Signed
 from fl_privacy.privacy.accounting import epsilon
 from fl_privacy.privacy.entries import Decided, LedgerEntry, Opening, Spend

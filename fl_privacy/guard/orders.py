@@ -19,8 +19,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from fl_privacy.durable_files import disk_problems_named, sync_folder, write_atomically, write_json
 from fl_privacy.errors import HomeError, MessageError
-from fl_privacy.guard.files import disk_problems_named, sync_folder, write_atomically, write_json
 from fl_privacy.messages import CloseRequest, RoundOrder, Signed
 
 

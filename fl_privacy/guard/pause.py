@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 
+from fl_privacy.durable_files import write_json
 from fl_privacy.errors import DatasitePaused
-from fl_privacy.guard.files import write_json
 from fl_privacy.guard.home import GuardHome
 
 FILE = "paused.json"

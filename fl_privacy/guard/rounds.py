@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fl_privacy.durable_files import write_atomically, write_json
 from fl_privacy.encryption.agreement import commit
 from fl_privacy.encryption.secret_sum import protect_update
 from fl_privacy.errors import FlPrivacyError, OrderFailed, OrderRefused, to_wire
@@ -27,7 +28,6 @@ from fl_privacy.guard.approvals import Approvals
 from fl_privacy.guard.blobs import Blobs
 from fl_privacy.guard.control_variates import advance, check_control, forget_others, own_control, same_controls
 from fl_privacy.guard.corpus import card_of, check_digest, holdout_key
-from fl_privacy.guard.files import write_atomically, write_json
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.orders import OrderFolder, Orders, move_update
 from fl_privacy.guard.policy import check_scientist

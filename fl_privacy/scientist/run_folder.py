@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from fl_privacy import parameters
-from fl_privacy.errors import CheckpointError, HomeError, MessageError, ModelError
+from fl_privacy.durable_files import write_atomically
+from fl_privacy.errors import CheckpointError, MessageError, ModelError
 from fl_privacy.learning.models import ModelBundle
 from fl_privacy.messages import Message, Purpose, Row, Signed
 from fl_privacy.plan import TrainingPlan
@@ -206,27 +206,7 @@ class RunFolder:
             raise CheckpointError(told) from None
 
     def _write(self, name: str, content: bytes) -> None:
-        """Replace a file so that a crash leaves the old or the new one. Raises: HomeError (full disk)."""
-        path, partial = self._kept / name, self._kept / f"{name}.partial"
-        try:
-            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            sync_folder(self._kept)
-        except OSError as problem:
-            partial.unlink(missing_ok=True)
-            raise HomeError(f"{path} cannot be written: {problem.strerror}; free the disk, then resume") from None
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder last: without it a new one could be lost with the power."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        write_atomically(self._kept / name, content)
 
 
 def _best(rounds: int) -> str:

@@ -47,6 +47,18 @@ class Strategy(Protocol):
         """
 
 
+class FromModel:
+    """What most strategies have in common: they begin with the model alone, and owners need nothing else."""
+
+    def init(self, model: Parameters) -> ServerState:
+        """The state before round 0; what a strategy keeps besides the model starts with the first mean update."""
+        return ServerState(round=0, model=model)
+
+    def configure(self, state: ServerState) -> Parameters:
+        """Nothing besides the model."""
+        return {}
+
+
 def moved(model: Parameters, step: Parameters) -> Parameters:
     """The whole model after ``step``, which is of the trained tensors; the others are carried over untouched.
 

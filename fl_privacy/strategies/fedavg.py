@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from fl_privacy import parameters
 from fl_privacy.parameters import Parameters
-from fl_privacy.strategies.base import ServerState, moved
+from fl_privacy.strategies.base import FromModel, ServerState, moved
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(FromModel):
     """w <- w + server_lr * sum_k p_k (w_k - w); with server_lr = 1 this is the weighted mean of the local models.
 
     With a part of the owners the p_k are those of the cohort: they always add up to 1. FedProx (Li et al. 2020) is the same
@@ -18,14 +18,6 @@ class FedAvg:
     """
 
     server_lr: float = 1.0
-
-    def init(self, model: Parameters) -> ServerState:
-        """The state before round 0."""
-        return ServerState(round=0, model=model)
-
-    def configure(self, state: ServerState) -> Parameters:
-        """Owners need only the model."""
-        return {}
 
     def apply(self, state: ServerState, mean: Parameters, cohort_share: float = 1.0) -> ServerState:
         """Add the scaled mean update. Raises: ModelError."""

@@ -12,25 +12,17 @@ import numpy as np
 
 from fl_privacy import parameters
 from fl_privacy.parameters import Parameters
-from fl_privacy.strategies.base import ServerState, moved
+from fl_privacy.strategies.base import FromModel, ServerState, moved
 
 MOMENTUM, SECOND_MOMENT = "momentum", "second_moment"
 
 
 @dataclass(frozen=True)
-class FedAvgM:
+class FedAvgM(FromModel):
     """v <- beta v + D, w <- w + server_lr v, D the mean update. In the long run a step is 1 / (1 - beta) times FedAvg's."""
 
     beta: float = 0.9
     server_lr: float = 1.0
-
-    def init(self, model: Parameters) -> ServerState:
-        """The state before round 0: v = 0, kept as no slot at all."""
-        return ServerState(round=0, model=model)
-
-    def configure(self, state: ServerState) -> Parameters:
-        """Owners need only the model."""
-        return {}
 
     def apply(self, state: ServerState, mean: Parameters, cohort_share: float = 1.0) -> ServerState:
         """One step with momentum. Raises: ModelError."""
@@ -42,7 +34,7 @@ class FedAvgM:
 
 
 @dataclass(frozen=True)
-class FedAdam:
+class FedAdam(FromModel):
     """m <- b1 m + (1 - b1) D, v <- b2 v + (1 - b2) D^2, w <- w + server_lr m / (sqrt(v) + tau); m = 0 and v = tau^2 at first.
 
     D is the mean update, with the owners' noise in it: v gathers the noise's variance, so that tau should not be below the
@@ -53,14 +45,6 @@ class FedAdam:
     beta2: float = 0.99
     tau: float = 1e-3
     server_lr: float = 0.01
-
-    def init(self, model: Parameters) -> ServerState:
-        """The state before round 0; the moments start with the first mean, which tells what is trained."""
-        return ServerState(round=0, model=model)
-
-    def configure(self, state: ServerState) -> Parameters:
-        """Owners need only the model."""
-        return {}
 
     def apply(self, state: ServerState, mean: Parameters, cohort_share: float = 1.0) -> ServerState:
         """One adaptive step. Raises: ModelError."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 from fl_privacy import parameters
 from fl_privacy.parameters import Parameters
-from fl_privacy.strategies.base import ServerState, moved
+from fl_privacy.strategies.base import FromModel, ServerState, moved
 
 CONTROL = "control"
 
 
 @dataclass(frozen=True)
-class Scaffold:
+class Scaffold(FromModel):
     """w <- w + server_lr D and c <- c - rho s (c + D / L), with D the cohort's mean update and s its share of all owners.
 
     ``rate_sum`` gives L of a round, ``damping`` is rho: below 1 less of a round's noise goes into the control variates.
@@ -27,10 +27,6 @@ class Scaffold:
     rate_sum: Callable[[int], float]
     damping: float = 0.5
     server_lr: float = 1.0
-
-    def init(self, model: Parameters) -> ServerState:
-        """The state before round 0: all control variates zero, which is kept as no slot at all."""
-        return ServerState(round=0, model=model)
 
     def configure(self, state: ServerState) -> Parameters:
         """The server's control variate c; nothing while it is zero."""

@@ -59,10 +59,11 @@ def job(folder: Path, bundle: ModelBundle | None = None, rows: Sequence[Row] = (
 
 
 @pytest.mark.parametrize("changes", [{}, {"task": "custom", "custom_task": TASK}], ids=["built-in task", "custom task"])
-def test_a_worker_leaves_one_finite_update_and_tells_its_steps(
-    tmp_path: Path, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_worker_leaves_one_finite_update_and_tells_each_step_once(
+    tmp_path: Path, changes: dict[str, Any], processes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    order, steps = job(tmp_path, **changes), []
+    order, steps = job(tmp_path, **changes).model_copy(update={"processes": processes}), []
     with caplog.at_level(logging.WARNING):
         worker.run(order, lambda step, of: steps.append((step, of)), lambda pid: None)
     update = np.fromfile(order.update, "<f4")

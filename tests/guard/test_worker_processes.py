@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -16,36 +15,21 @@ import pytest
 import torch
 
 from fl_privacy.errors import CorpusError, HomeError, OrderFailed, PolicyRefused
-from fl_privacy.guard import sandbox, worker
+from fl_privacy.guard import worker
 from fl_privacy.guard.domain import Domain, Training
 from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.learning import devices
 from fl_privacy.learning.private_counts import order_specs
 from fl_privacy.messages import RoundOrder
-from fl_privacy.parameters import count
 from tests.builders import write_domain
 from tests.guard.conftest import Strongrooms, finished
-from tests.guard.test_worker import TASK, job
+from tests.guard.test_worker import job
 
 
 def split(folder: Path, processes: int = 2, **changes: Any) -> worker.Job:
     """A job for several processes."""
     return job(folder, **changes).model_copy(update={"processes": processes})
-
-
-@pytest.mark.parametrize("changes", [{}, {"task": "custom", "custom_task": TASK}], ids=["built-in task", "custom task"])
-def test_two_processes_leave_one_finite_update_and_tell_each_step_once(
-    tmp_path: Path, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    order, steps = split(tmp_path, **changes), []
-    with caplog.at_level(logging.WARNING):
-        worker.run(order, lambda step, of: steps.append((step, of)), lambda pid: None)
-    update = np.fromfile(order.update, "<f4")
-    assert steps == [(1, 2), (2, 2)] and update.shape == (count(order.tensors),)
-    assert np.isfinite(update).all() and update.any()
-    isolation = sandbox.probe(tmp_path)
-    assert bool(caplog.records) == ("not isolated" in (isolation.network, isolation.files))  # meeting has opened nothing
 
 
 def test_one_process_evaluates_whatever_the_number_for_training(tmp_path: Path) -> None:

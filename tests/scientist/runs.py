@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fl_privacy import template
@@ -15,8 +17,19 @@ from fl_privacy.scientist.history import Watcher
 from fl_privacy.scientist.orders import Orders
 from fl_privacy.scientist.training_run import TrainingRun
 from tests.builders import text_rows
-from tests.guard.conftest import ROWS, Strongrooms
+from tests.guard.conftest import ROWS, Strongrooms, make_strongrooms
 from tests.guard_desk import GuardDesk
+
+FOUR = ("bank", "clinic", "school", "shop")
+
+
+@contextmanager
+def rooms_of_four(folder: Path, **changes: Any) -> Iterator[Strongrooms]:
+    """Four owners' guards that have approved a plan."""
+    made = make_strongrooms(folder, owners=FOUR, **changes)
+    yield made
+    for guard in made.guards.values():
+        guard.close()
 
 
 def validation(model: Parameters) -> Counts:

@@ -17,10 +17,9 @@ from fl_privacy.scientist.late_owners import gone_for_good, may_pass, next_cohor
 from tests.guard.conftest import Strongrooms, make_strongrooms
 from tests.guard.protocol import Worker
 from tests.guard_desk import GuardDesk, unreachable
-from tests.scientist.runs import a_run
+from tests.scientist.runs import FOUR, a_run, rooms_of_four
 from tests.scientist.test_rounds import failing
 
-FOUR = ("bank", "clinic", "school", "shop")
 SPENT = "BudgetExceeded: 8.1 of 8.0"
 
 
@@ -32,10 +31,8 @@ def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def rooms(tmp_path: Path, worker: Worker) -> Iterator[Strongrooms]:
-    made = make_strongrooms(tmp_path, owners=FOUR, rounds=3)
-    yield made
-    for guard in made.guards.values():
-        guard.close()
+    with rooms_of_four(tmp_path, rounds=3) as made:
+        yield made
 
 
 @pytest.fixture

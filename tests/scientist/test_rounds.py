@@ -23,9 +23,7 @@ from fl_privacy.strategies.stopping import noise_floor
 from tests.guard.conftest import ROWS, Strongrooms, finished, make_strongrooms
 from tests.guard.protocol import Worker, changed
 from tests.guard_desk import GuardDesk, unreachable
-from tests.scientist.runs import a_run
-
-FOUR = ("bank", "clinic", "school", "shop")
+from tests.scientist.runs import FOUR, a_run, rooms_of_four
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +34,8 @@ def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def rooms(tmp_path: Path, worker: Worker) -> Iterator[Strongrooms]:
-    made = make_strongrooms(tmp_path, owners=FOUR, retries=2)
-    yield made
-    for guard in made.guards.values():
-        guard.close()
+    with rooms_of_four(tmp_path, retries=2) as made:
+        yield made
 
 
 @pytest.fixture

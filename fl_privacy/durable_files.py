@@ -46,7 +46,7 @@ def disk_problems_named(path: Path) -> Iterator[None]:
         raise  # a sender that went away, not the disk
     except OSError as problem:
         told = f"{path.parent.name}/{path.name} cannot be written"
-        raise HomeError(f"{told}: {problem.strerror or problem}; the owner must see to the disk, then try again") from None
+        raise HomeError(f"{told}: {problem.strerror or problem}; see to that disk, then try again") from None
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
