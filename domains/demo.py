@@ -28,8 +28,8 @@ from fl_privacy.encryption.registry import build_registry
 from fl_privacy.errors import FlPrivacyError
 from fl_privacy.guard.corpus import add_corpus
 from fl_privacy.guard.home import GuardHome
-from fl_privacy.learning.fairness import OwnerScores
 from fl_privacy.learning.models import ModelBundle
+from fl_privacy.learning.owner_scores import OwnerScores
 from fl_privacy.owner import Owner
 from fl_privacy.owner_files import export_ledger
 from fl_privacy.plan import TrainingPlan

@@ -19,9 +19,9 @@ from fl_privacy.display import console
 from fl_privacy.guard.admission import round_spend
 from fl_privacy.guard.corpus import round_down
 from fl_privacy.learning.evaluation import evaluate
-from fl_privacy.learning.fairness import OwnerScores, scores_by_owner
 from fl_privacy.learning.local_training import train_update
 from fl_privacy.learning.models import ModelBundle, build_model, with_adapters
+from fl_privacy.learning.owner_scores import OwnerScores, scores_by_owner
 from fl_privacy.learning.reference_training import train_without_privacy
 from fl_privacy.learning.tokenizer import tokenizer_of
 from fl_privacy.messages import Row

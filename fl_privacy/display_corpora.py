@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from fl_privacy.guard.findings import printable
 from fl_privacy.messages import CorpusCard, Row
 from fl_privacy.model_spec import OUTSIDE
+from fl_privacy.printable import printable
 
 MOST_LABELS = 50  # shown of a corpus
 

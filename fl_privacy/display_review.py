@@ -11,7 +11,7 @@ from rich.syntax import Syntax
 from rich.table import Column, Table
 from rich.text import Text
 
-from fl_privacy.guard.findings import printable
+from fl_privacy.printable import printable
 
 SEVERITY_STYLES = {"critical": "bold red", "warning": "yellow", "note": "dim"}
 LONGEST_LINE = 220  # characters shown of a line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -11,9 +12,12 @@ from rich.text import Text
 
 from fl_privacy.display_parts import console, table
 from fl_privacy.errors import RoundFailed
-from fl_privacy.guard.findings import printable
-from fl_privacy.learning.fairness import OwnerScores, fairness
+from fl_privacy.learning.fairness import fairness
+from fl_privacy.printable import printable
 from fl_privacy.scientist.history import EvaluationRecord, History, OwnerSpend, RoundRecord, Watcher
+
+if TYPE_CHECKING:
+    from fl_privacy.learning.owner_scores import OwnerScores
 
 
 def rounds(records: Sequence[RoundRecord], before: float | None = None) -> Table:

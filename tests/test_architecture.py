@@ -21,6 +21,7 @@ LEVEL_1 = {
     "model_spec",
     "parallel_composition",
     "parameters",
+    "printable",
     "plan",
     "row_files",
     "selection",
@@ -146,3 +147,9 @@ def test_the_reference_run_without_privacy_is_out_of_a_guards_reach() -> None:
 def test_no_file_outgrows_its_responsibility() -> None:
     long = {dotted: len(path.read_text().splitlines()) for dotted, _, path in MODULES}
     assert {dotted: lines for dotted, lines in long.items() if lines > 300} == {}
+
+
+def test_what_is_shown_in_a_terminal_is_shown_without_torch() -> None:
+    """Most commands show a table and train nothing; torch takes seconds to load."""
+    script = "import sys, fl_privacy.display; sys.exit(bool({'torch', 'transformers', 'syft', 'tenseal'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

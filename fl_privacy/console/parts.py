@@ -12,7 +12,7 @@ from typing import Literal
 
 from nicegui import ui
 
-from fl_privacy.guard.findings import printable
+from fl_privacy.printable import printable
 
 Level = Literal["good", "warn", "bad", "quiet", "info"]
 SEVERITY: dict[str, Level] = {"critical": "bad", "warning": "warn", "note": "quiet"}

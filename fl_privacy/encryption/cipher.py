@@ -23,12 +23,10 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import tenseal.sealapi as seal
 
-from fl_privacy.encryption.packing import COEFF_BITS, DEGREE, Words, block_count
+from fl_privacy.encryption.packing import COEFF_BITS, DEGREE, POLYNOMIAL_BYTES, SEED_BYTES, Words, block_count
 from fl_privacy.errors import CiphertextInvalid, EncodingOverflow, EncryptionError
 from fl_privacy.messages import RoundOrder
 
-POLYNOMIAL_BYTES = DEGREE * COEFF_BITS // 8
-SEED_BYTES = 64
 _PAIR_BYTES = 15  # two coefficients of 60 bits
 _COEFFICIENT = np.uint64((1 << COEFF_BITS) - 1)
 _HIGH = np.uint64(56)  # the bits of a coefficient above its first seven bytes,

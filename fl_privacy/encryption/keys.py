@@ -25,7 +25,7 @@ from nacl.public import PrivateKey, PublicKey, SealedBox
 
 from fl_privacy.encryption import cipher
 from fl_privacy.encryption.masks import derive_seed
-from fl_privacy.encryption.packing import DEGREE
+from fl_privacy.encryption.packing import DEGREE, POLYNOMIAL_BYTES
 from fl_privacy.encryption.registry import OwnerCard, Registry, Scheme, SealedKey, check_registry
 from fl_privacy.errors import CiphertextInvalid, CohortMismatch, DigestMismatch, EncryptionError, HomeError, KeyMissing
 from fl_privacy.messages import RoundOrder, Signed, open_signed, public_hex, sign
@@ -33,7 +33,7 @@ from fl_privacy.parameters import Vector, count
 
 _FILE = "identity.key"
 _KEY_TAG = b"FLKEY\0\0\1"
-_KEY_BYTES = len(_KEY_TAG) + cipher.POLYNOMIAL_BYTES
+_KEY_BYTES = len(_KEY_TAG) + POLYNOMIAL_BYTES
 _MADE_WITH_BITS = 49  # any plain modulus will do: the key depends on N and q only
 
 

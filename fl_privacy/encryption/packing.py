@@ -23,6 +23,8 @@ Fields = NDArray[np.uint16]  # fields of one owner, below 2**value_bits
 
 DEGREE = 4096  # ring degree N: coefficients of one polynomial
 COEFF_BITS = 60  # one ciphertext prime q just below 2**60; with N = 4096 above 192-bit security (HE standard, 2018)
+POLYNOMIAL_BYTES = DEGREE * COEFF_BITS // 8  # of a ciphertext, beside a seed that stands for its random polynomial
+SEED_BYTES = 64
 MAXIMAL_COHORT = 100  # the largest sum that was measured to be exact
 COUNT_BITS = 16  # of each count of an evaluation
 HEADROOM = 6  # standard deviations of what is random in a count

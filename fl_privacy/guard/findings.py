@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fl_privacy.messages import Message
+from fl_privacy.printable import printable
 
 Severity = Literal["critical", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "note")
@@ -87,11 +88,6 @@ def scan(code: str) -> tuple[Finding, ...]:
 def ordered(found: set[Finding]) -> tuple[Finding, ...]:
     """Findings, the worst first, then by line; at most MOST of them."""
     return tuple(sorted(found, key=lambda one: (SEVERITIES.index(one.severity), one.line, one.what)))[:MOST]
-
-
-def printable(text: str) -> str:
-    """The text with every character escaped that a terminal would obey, hide, or show in another direction."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _in_characters(code: str) -> Iterator[Finding]:

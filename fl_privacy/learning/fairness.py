@@ -1,4 +1,4 @@
-"""How evenly a model serves the owners, from one number an owner; and how far its probabilities can be believed.
+"""How evenly a model serves the owners, from one number an owner.
 
 Privacy: an owner's number tells about its records. Use this where they are public, as mock rows are, or where each number was
 released with noise.
@@ -6,16 +6,10 @@ released with noise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-from fl_privacy.learning.evaluation import calibration, evaluate
-from fl_privacy.learning.metrics import CalibrationCounts
-from fl_privacy.messages import Row
-from fl_privacy.plan import TrainingPlan
 
 
 class Fairness(NamedTuple):
@@ -26,14 +20,6 @@ class Fairness(NamedTuple):
     deviation: float  # standard deviation of these owners, not an estimate for others
     gap: float  # largest - smallest
     benefit_rate: float | None  # share of owners whom the model serves better than one of their own; None if unknown
-
-
-class OwnerScores(NamedTuple):
-    """How one model, or each owner's own, does on each owner's rows."""
-
-    headlines: dict[str, float]  # ``Counts.headline`` by owner
-    uncounted: tuple[str, ...]  # owners whose rows hold nothing that the task predicts
-    calibration: CalibrationCounts  # over all predictions, at all owners
 
 
 def fairness(measured: Mapping[str, float], alone: Mapping[str, float] | None = None) -> Fairness:
@@ -53,25 +39,4 @@ def fairness(measured: Mapping[str, float], alone: Mapping[str, float] | None = 
         deviation=float(values.std()),
         gap=float(values.max() - values.min()),
         benefit_rate=None if alone is None else float(np.mean([measured[owner] > alone[owner] for owner in measured])),
-    )
-
-
-def scores_by_owner(
-    plan: TrainingPlan,
-    models: Mapping[str, PreTrainedModel],
-    tokenizer: PreTrainedTokenizerFast,
-    rows: Mapping[str, Sequence[Row]],
-    seed: int,
-) -> OwnerScores:
-    """Measure on each owner's *public* rows the model that serves it: the same for all, or each owner's own.
-
-    Args: models and rows by owner; seed as in ``evaluate``.
-    Privacy: exact figures of single owners.
-    """
-    believed = {owner: calibration(plan, models[owner], tokenizer, own, seed) for owner, own in rows.items()}
-    counted = [owner for owner in rows if believed[owner].predictions]
-    return OwnerScores(
-        headlines={owner: evaluate(plan, models[owner], tokenizer, rows[owner], seed).headline for owner in counted},
-        uncounted=tuple(owner for owner in rows if owner not in counted),
-        calibration=sum(believed.values(), CalibrationCounts()),
     )

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fl_privacy.learning.fairness import OwnerScores, fairness, scores_by_owner
+from fl_privacy.learning.fairness import fairness
 from fl_privacy.learning.models import ModelBundle, build_model, load_bundle
+from fl_privacy.learning.owner_scores import OwnerScores, scores_by_owner
 from fl_privacy.learning.tokenizer import tokenizer_of
 from fl_privacy.messages import CorpusCard, Row
 from fl_privacy.parameters import from_bytes

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def plot_run(history: History, path: Path) -> None:
     """Accuracy, epsilon, bytes and seconds by round, and accuracy by epsilon, as one PNG."""
-    figure, axes = plt.subplots(1, 5, figsize=(21, 3.8), layout="constrained")
+    figure = Figure(figsize=(21, 3.8), layout="constrained")  # not of pyplot, which is for one thread
+    axes: Any = figure.subplots(1, 5)
     at = [record.round + 1 for record in history.rounds]
     axes[0].plot([0, *at], [history.accuracy_before, *(record.accuracy for record in history.rounds)], marker="o")
     axes[0].set(title="validation: accuracy (entities: F1)", xlabel="round")
@@ -37,7 +38,6 @@ def plot_run(history: History, path: Path) -> None:
     for axis in axes[:4]:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _plot_evaluations(history: History, axis: Axes) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_privacy.encryption.evidence import OPENERS
-from fl_privacy.encryption.packing import COEFF_BITS, DEGREE, coordinates_per_block, plan_encoding
+from fl_privacy.encryption.packing import POLYNOMIAL_BYTES, SEED_BYTES, coordinates_per_block, plan_encoding
 from fl_privacy.errors import PlanError
 from fl_privacy.learning.models import ModelBundle
 from fl_privacy.learning.private_counts import order_specs
@@ -18,7 +18,6 @@ from fl_privacy.plan import TrainingPlan
 from fl_privacy.scientist.run_folder import RunFolder
 from fl_privacy.scientist.views import OwnerForecast, Preview, counted
 
-SEED_BYTES = 64  # of a BFV ciphertext's random polynomial
 CKKS_BYTES, CKKS_SLOTS = 235_000, 4088  # of one compressed vector, give or take some hundreds; coordinates in it
 
 
@@ -66,8 +65,8 @@ def _wire(plan: TrainingPlan, bundle: ModelBundle, purpose: Purpose, weights: Se
     coordinates, owners = count(order_specs(plan, purpose)), len(weights)
     encoding = plan_encoding(plan, weights, purpose)
     if isinstance(encoding, Encoding):
-        blocks, polynomial = math.ceil(coordinates / coordinates_per_block(encoding)), DEGREE * COEFF_BITS // 8
-        update, total = blocks * (polynomial + SEED_BYTES), blocks * (polynomial + SEED_BYTES * owners)
+        blocks = math.ceil(coordinates / coordinates_per_block(encoding))
+        update, total = (blocks * (POLYNOMIAL_BYTES + SEED_BYTES * seeds) for seeds in (1, owners))
     else:
         update = total = math.ceil(coordinates / CKKS_SLOTS) * CKKS_BYTES
     up = owners * update + 4 * coordinates

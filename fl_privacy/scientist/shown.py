@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fl_privacy.printable import printable
+
 WIDTH = 118  # of a table that is turned into text
 
 _CELL = "text-align:left;vertical-align:top;white-space:pre-wrap"
@@ -51,11 +53,11 @@ class Shown(ABC):
     def __rich__(self) -> Table:
         """For terminals."""
         sheet = self.sheet()
-        drawn = Table(title=Text(_printable(sheet.caption)), title_justify="left", caption=Text(_printable(sheet.note)))
+        drawn = Table(title=Text(printable(sheet.caption)), title_justify="left", caption=Text(printable(sheet.note)))
         for column in sheet.columns:
-            drawn.add_column(Text(_printable(column)), overflow="fold")
+            drawn.add_column(Text(printable(column)), overflow="fold")
         for row in sheet.rows:
-            drawn.add_row(*(Text(_printable(cell)) for cell in row))
+            drawn.add_row(*(Text(printable(str(cell))) for cell in row))
         return drawn
 
     def __str__(self) -> str:
@@ -68,9 +70,4 @@ class Shown(ABC):
 
 
 def _escaped(cell: object) -> str:
-    return html.escape(_printable(cell))
-
-
-def _printable(cell: object) -> str:
-    """Text without control and direction-changing characters, which are written as escapes."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else f"\\u{ord(letter):04x}" for letter in str(cell))
+    return html.escape(printable(str(cell)))

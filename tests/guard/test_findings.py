@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_privacy.guard.findings import MOST, printable, scan
+from fl_privacy.guard.findings import MOST, scan
+from fl_privacy.printable import printable
 
 HARMLESS = '''
 """A mean."""

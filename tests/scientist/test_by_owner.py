@@ -10,9 +10,9 @@ import pytest
 
 from fl_privacy import display
 from fl_privacy.learning.evaluation import calibration, evaluate
-from fl_privacy.learning.fairness import OwnerScores, scores_by_owner
 from fl_privacy.learning.metrics import CalibrationCounts
 from fl_privacy.learning.models import build_model, save_pretrained, with_adapters
+from fl_privacy.learning.owner_scores import OwnerScores, scores_by_owner
 from fl_privacy.learning.tokenizer import tokenizer_of
 from fl_privacy.messages import CorpusCard, Row
 from fl_privacy.scientist.by_owner import FILE, measure_by_owner, mock_rows_by_owner

@@ -37,7 +37,7 @@ def test_what_an_owner_writes_is_shown_as_text_and_never_as_markup_or_control(fe
         html = shown._repr_html_()
         assert "&lt;script&gt;" in html and "<script" not in html
         for text in (html, str(shown)):
-            assert "[red]" in text and "\\u001b" in text
+            assert "[red]" in text and "\\x1b" in text
             assert "\x1b" not in text and "\u202e" not in text
 
 

@@ -18,7 +18,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from scipy.stats import chi2_contingency, chisquare
 
-from fl_privacy.encryption import agreement, cipher, secret_sum
+from fl_privacy.encryption import agreement, cipher, packing, secret_sum
 from fl_privacy.encryption.masks import derive_seed, uniform
 from fl_privacy.encryption.packing import DATA, DEGREE, Words, coordinates_per_block, unpack
 from fl_privacy.encryption.quantise import dequantise_sum
@@ -187,7 +187,7 @@ def test_a_faked_dropout_gives_no_second_sum_to_take_a_difference_from() -> None
 COHORT = make_cohort(3, 45_000)
 UPDATES = COHORT.protect_all(COHORT.updates())
 TOTAL = COHORT.add(UPDATES)
-C0, SEED = cipher.POLYNOMIAL_BYTES, cipher.SEED_BYTES
+C0, SEED = packing.POLYNOMIAL_BYTES, packing.SEED_BYTES
 
 
 def forged(combine: Callable[[list[bytes]], bytes]) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 import tenseal.sealapi as seal
 from scipy.stats import chisquare
 
-from fl_privacy.encryption import cipher
+from fl_privacy.encryption import cipher, packing
 from fl_privacy.encryption.blind_sum import add_updates
 from fl_privacy.encryption.cipher import Kind
 from fl_privacy.encryption.keys import load_secret_key
@@ -101,7 +101,7 @@ def as_total(made: Attempt, update: Path, folder: Path) -> Path:
     with update.open("rb") as file, path.open("wb") as out:
         cipher.write_header(out, Kind.TOTAL, made.order, 0)
         for block in cipher.read_blocks(file, Kind.UPDATE, made.order, range(block_count(made.order))):
-            out.write(bytes(block) + bytes(block[cipher.POLYNOMIAL_BYTES :]) * (len(made.order.cohort) - 1))
+            out.write(bytes(block) + bytes(block[packing.POLYNOMIAL_BYTES :]) * (len(made.order.cohort) - 1))
     return path
 
 
