@@ -14,7 +14,7 @@ install: $(STAMP)  ## create .venv and install the pinned versions
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "fl_privacy needs Python 3.11: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,tracking,mlflow,serve]'
 	touch $(STAMP)
 
 demo: $(STAMP)  ## three owners, one scientist, one private training run; leaves runs/demo

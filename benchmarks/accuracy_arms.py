@@ -12,25 +12,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from accuracy_data import Amounts, Owners, Split, Task, bundle_of, evaluation_rows, owners_of
-from numpy.typing import NDArray
+from accuracy_federation import Site, federate
 
 from fl_privacy import parameters
-from fl_privacy.encryption.packing import plan_encoding
-from fl_privacy.encryption.quantise import dequantise_sum, quantise
-from fl_privacy.guard.admission import plan_spends, round_spend
-from fl_privacy.guard.corpus import round_down
 from fl_privacy.learning.evaluation import evaluate
-from fl_privacy.learning.local_training import train_update
 from fl_privacy.learning.models import ModelBundle, build_model, with_adapters
-from fl_privacy.learning.reference_training import train_without_privacy
 from fl_privacy.learning.tokenizer import tokenizer_of
-from fl_privacy.learning.trainable import specs_for
-from fl_privacy.messages import Encoding, Row
+from fl_privacy.messages import Row
 from fl_privacy.parameters import Parameters
 from fl_privacy.plan import TrainingPlan
-from fl_privacy.privacy.accounting import Accountant, epsilon
-from fl_privacy.privacy.audit import pld_epsilon
-from fl_privacy.strategies.registry import strategy_of
+from fl_privacy.privacy.accounting import Accountant
 
 Arm = Literal["base", "local", "federated", "centralised"]
 
@@ -53,6 +44,7 @@ class Recipe(NamedTuple):
     optimizer: str = "adamw"
     strategy: str = "fedavg"
     server_lr: float = 1.0
+    prox_mu: float = 0.0
     update_range: float | None = None  # as far as AdamW gets in a round
     accountant: Accountant = "prv"
 
@@ -76,39 +68,6 @@ class Setting(NamedTuple):
     recipe: Recipe
 
 
-class Site(NamedTuple):
-    """Where rows lie together: an owner, or all in one place. ``private``: whether DP-SGD is what they are trained with."""
-
-    rows: list[Row]
-    private: bool
-
-    @property
-    def size(self) -> int:
-        """The size that an owner would declare, which sets its sample rate and its weight."""
-        return round_down(len(self.rows))
-
-    def update(self, plan: TrainingPlan, order_round: int, model: Parameters, vocabulary: bytes, seed: int) -> Parameters:
-        """local - global of one round, the trained tensors only."""
-        if self.private:
-            noise = round_spend(plan, self.size).noise_multiplier
-            return train_update(plan, order_round, model, vocabulary, self.rows, self.size, noise, lambda step, steps: None)
-        local = train_without_privacy(
-            plan,
-            model,
-            vocabulary,
-            self.rows,
-            generator=np.random.default_rng([seed, order_round]),
-            first_step=order_round * plan.local_steps,
-            steps=plan.local_steps,
-        )
-        return {spec.name: local[spec.name] - model[spec.name] for spec in specs_for(plan)}
-
-    def epsilons(self, plan: TrainingPlan) -> tuple[float, float]:
-        """What a whole plan costs here: as the ledger counts it, and as ``dp-accounting`` does."""
-        spends = plan_spends(plan, self.size)
-        return epsilon(spends, plan.delta, plan.accountant), pld_epsilon(spends, plan.delta)
-
-
 class Result(NamedTuple):
     """A model, and every plan with a site that paid for it."""
 
@@ -128,6 +87,7 @@ def run_cell(setting: Setting, cell: Cell) -> dict[str, Any]:
     headlines = [headline(found.plan, bundle.vocabulary, model, tested) for model in found.models]
     counted = [site.epsilons(found.plan) for site in found.paid if site.private]
     return cell._asdict() | {
+        "strategy": setting.recipe.strategy if cell.arm == "federated" else None,
         "headline": float(np.mean(headlines)),
         "headlines": headlines,
         "owners": {owner: len(rows) for owner, rows in owners.items()},
@@ -153,6 +113,7 @@ def plan_of(cell: Cell, recipe: Recipe, bundle: ModelBundle, owners: Owners) -> 
         optimizer=recipe.optimizer,
         strategy=recipe.strategy,
         server_lr=recipe.server_lr,
+        prox_mu=recipe.prox_mu,
         max_length=MAX_LENGTH,
         learning_rate=recipe.learning_rate,
         warmup_steps=int(recipe.warmup * recipe.rounds * recipe.local_steps),
@@ -168,18 +129,6 @@ def headline(plan: TrainingPlan, vocabulary: bytes, model: Parameters, rows: Seq
     """The task's one number: top-1 of hidden tokens, accuracy, or strict micro-F1 of entities."""
     built = build_model(plan.model, vocabulary, model, plan.adapter)
     return evaluate(plan, built, tokenizer_of(vocabulary), rows, EVALUATION_SEED).headline
-
-
-def mean_update(
-    updates: Sequence[Parameters], sizes: Sequence[int], encoding: Encoding, generator: np.random.Generator
-) -> Parameters:
-    """sum_k p_k u_k, as an opened sum has it."""
-    specs = parameters.specs_of(updates[0])
-    fields = sum(
-        quantise(vector, size / sum(sizes), encoding, _dither(vector.size, generator))
-        for vector, size in zip((parameters.flatten(update, specs) for update in updates), sizes, strict=True)
-    )
-    return parameters.unflatten(dequantise_sum(fields, encoding, len(updates)), specs)
 
 
 def _base(plan: TrainingPlan, bundle: ModelBundle, owners: Owners, cell: Cell) -> Result:
@@ -201,17 +150,9 @@ def _centralised(plan: TrainingPlan, bundle: ModelBundle, owners: Owners, cell: 
 
 
 def _federated(plan: TrainingPlan, bundle: ModelBundle, owners: Owners, cell: Cell) -> Result:
-    """Rounds of the plan's strategy, weighted by declared size; what is added is in fixed point, as it travels."""
-    sites, strategy = _sites(owners, cell), strategy_of(plan)
-    sizes, state = [site.size for site in sites], strategy.init(_first_model(plan, bundle))
-    encoding, generator = plan_encoding(plan, sizes), np.random.default_rng(cell.seed)
-    while state.round < plan.rounds:
-        updates = [
-            site.update(plan, state.round, state.model, bundle.vocabulary, cell.seed + 1000 * place)
-            for place, site in enumerate(sites)
-        ]
-        state = strategy.apply(state, mean_update(updates, sizes, encoding, generator), 1.0)
-    return Result([state.model], plan, sites)
+    """Rounds of the plan's strategy."""
+    sites = _sites(owners, cell)
+    return Result([federate(plan, _first_model(plan, bundle), bundle.vocabulary, sites, cell.seed)], plan, sites)
 
 
 _ARMS: dict[Arm, Callable[[TrainingPlan, ModelBundle, Owners, Cell], Result]] = {
@@ -239,7 +180,3 @@ def _sites(owners: Owners, cell: Cell) -> list[Site]:
 def _at_once(plan: TrainingPlan, batch_size: int) -> TrainingPlan:
     """The same steps as one round."""
     return TrainingPlan.create(**(plan.model_dump() | {"rounds": 1, "local_steps": plan.total_steps, "batch_size": batch_size}))
-
-
-def _dither(count: int, generator: np.random.Generator) -> NDArray[np.uint16]:
-    return generator.integers(1 << 16, size=count, dtype=np.uint16)

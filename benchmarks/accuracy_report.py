@@ -95,6 +95,11 @@ def _show_epsilons(cells: Cells, console: Console) -> None:
         counts = (" ".join(f"{cell[name]:.3f}" for cell in same) for name in ("epsilon_ledger", "epsilon_recounted"))
         table.add_row(run[0], ARMS[run[1]], f"{run[2]:g}", *counts)
     console.print(table)
+    show_overspent(private, console)
+
+
+def show_overspent(private: Cells, console: Console) -> None:
+    """How many runs with DP cost more than they should have, by either count."""
     beyond = [cell for cell in private if max(cell["epsilon_ledger"], cell["epsilon_recounted"]) > cell["epsilon"]]
     console.print(f"runs that cost more than their target by either count: {len(beyond)} of {len(private)}")
 

@@ -25,8 +25,9 @@ from fl_privacy.encryption.keys import Identity, generate_secret_key, key_name, 
 from fl_privacy.encryption.packing import DEGREE, bfv_encoding, block_count, choose_encoding, coordinates_per_block
 from fl_privacy.encryption.registry import Registry, build_registry
 from fl_privacy.encryption.secret_sum import open_sum, protect_update
-from fl_privacy.messages import RoundOrder, TensorSpec
+from fl_privacy.messages import TensorSpec
 from fl_privacy.parameters import Vector, count
+from fl_privacy.round_order import RoundOrder
 
 VALUE_BITS = 8  # the default of a plan
 TOP = 2 ** (VALUE_BITS - 1) - 1  # the integer that value_range maps to; as value_range itself it makes the grid the integers

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accuracy_arms import mean_update
+from accuracy_federation import in_fixed_point, mean_update
 from rich.console import Console
 from rich.table import Table
 
@@ -29,8 +29,9 @@ from fl_privacy.learning.local_training import train_update
 from fl_privacy.learning.models import ModelBundle, build_model, load_bundle, with_adapters
 from fl_privacy.learning.reference_training import train_without_privacy
 from fl_privacy.learning.tokenizer import tokenizer_of
+from fl_privacy.learning.trainable import specs_for
 from fl_privacy.messages import Row
-from fl_privacy.parameters import Parameters, from_bytes
+from fl_privacy.parameters import Parameters, flatten, from_bytes, unflatten
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.accounting import calibrate
 
@@ -71,10 +72,10 @@ class Headroom:
     def federated(self) -> Parameters:
         """FedAvg over the three owners with DP-SGD, summed in fixed point as the demo does, but not encrypted."""
         current, sizes = self.base, [self.rows] * len(OWNERS)
-        encoding, generator = plan_encoding(self.plan, sizes), np.random.default_rng(0)
+        encoding, generator, specs = plan_encoding(self.plan, sizes), np.random.default_rng(0), specs_for(self.plan)
         for order_round in range(self.plan.rounds):
-            updates = [self.update(owner, order_round, current) for owner in OWNERS]
-            mean = mean_update(updates, sizes, encoding, generator)
+            updates = [flatten(self.update(owner, order_round, current), specs) for owner in OWNERS]
+            mean = unflatten(mean_update(in_fixed_point(updates, sizes, encoding, generator), encoding), specs)
             current = current | {name: current[name] + mean[name] for name in mean}
         return current
 

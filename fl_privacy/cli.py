@@ -10,6 +10,7 @@ import click
 from fl_privacy.cli_ledger import audit, ledger_app
 from fl_privacy.cli_owner import FILE, home_option, owner_app
 from fl_privacy.cli_pretrain import pretrain_command
+from fl_privacy.cli_serving import export_command, serve_command
 from fl_privacy.cli_verify import sums_app
 from fl_privacy.errors import FlPrivacyError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fl_privacy.plan import TrainingPlan
     from fl_privacy.scientist.history import History
     from fl_privacy.scientist.late_owners import WhenLate
+    from fl_privacy.scientist.tracking import Tracker
     from fl_privacy.scientist.views import Corpora
 
 federation_option = click.option(
@@ -28,6 +30,12 @@ federation_option = click.option(
     show_default=True,
     help="Owners' addresses and accounts, as TOML.",
 )
+
+
+tensorboard_option = click.option(
+    "--tensorboard", type=FILE, metavar="FOLDER", help="Write the history there, too, as TensorBoard's event files."
+)
+mlflow_option = click.option("--mlflow", metavar="URI", help="Tell the history to an MLflow server, too.")
 
 
 class Commands(click.Group):
@@ -46,7 +54,7 @@ def app() -> None:
     """Federated training of language models on text that may not be shared.
 
     An owner runs `owner`, `corpus`, `requests` and `ledger`; a scientist runs `pretrain`, `corpora`, `submit` and `train`; an
-    auditor runs `audit` and `sums verify`.
+    auditor runs `audit` and `sums verify`. `export` and `serve` put a trained model to use.
     """
 
 
@@ -55,6 +63,8 @@ app.add_command(ledger_app)
 app.add_command(sums_app)
 app.add_command(audit)
 app.add_command(pretrain_command)
+app.add_command(export_command)
+app.add_command(serve_command)
 
 
 @app.group("corpus")
@@ -87,21 +97,14 @@ def corpus_add(
     """Copy the corpus in FILE (.jsonl, .csv, .parquet, or .txt) into the strong room. Stop `owner serve` first."""
     from fl_privacy.display import console
     from fl_privacy.display_corpora import labels
-    from fl_privacy.guard.corpus import add_corpus, rows_file
-    from fl_privacy.guard.home import GuardHome
-    from fl_privacy.guard.labels import label_counts
-    from fl_privacy.row_files import Fields, StoredRows, read_rows
+    from fl_privacy.owner_files import add_corpus, count_labels
 
-    fields = Fields(field, label_field, tags_field, subject_field)
-    with GuardHome(home / "guard") as guard:
-        card = add_corpus(guard, file, [*read_rows(mock, fields._replace(subject=None))] if mock else [], fields)
-        with StoredRows(rows_file(guard)) as rows:
-            found = [labels(what, label_counts(rows, what)) for what in card.annotations]
+    card = add_corpus(home, file, mock, text=field, label=label_field, tags=tags_field, subject=subject_field)
     console.print(
         f"{card.owner}: about {card.declared_size:,} {card.unit}s (declared), {len(card.mock_rows)} mock rows published"
     )
-    for told in found:
-        console.print(told)
+    for what, counts in count_labels(home).items():
+        console.print(labels(what, counts))
 
 
 @requests_app.command("list")
@@ -202,35 +205,55 @@ def submit(plan_file: Path, federation: Path) -> None:
     show_default=True,
     help="When an owner is late, away or out of budget: go on without it, wait for it, or skip the round.",
 )
-def train(plan_file: Path, federation: Path, out: Path, validation: Path | None, when_late: WhenLate) -> None:
+@tensorboard_option
+@mlflow_option
+def train(
+    plan_file: Path,
+    federation: Path,
+    out: Path,
+    validation: Path | None,
+    when_late: WhenLate,
+    tensorboard: Path | None,
+    mlflow: str | None,
+) -> None:
     """Scientist: train PLAN.toml, which every owner has approved; shows progress and leaves the model in --out."""
     from fl_privacy.display import LiveRounds
     from fl_privacy.scientist.files import read_plan, read_validation
 
     plan, bundle = read_plan(plan_file)
+    track = _trackers(tensorboard, mlflow)
     with _connected(federation) as connected, LiveRounds(plan.rounds) as live:
         connected.relay_keys()  # the owners may have changed their registry since the plan was submitted
         rows = read_validation(validation, plan) if validation else connected.mock_rows(plan)
         cards = connected.corpora()  # now: an owner may be away when the run is over
-        history = connected.run(plan, bundle, rows, out, watcher=live, when_late=when_late)
+        history = connected.run(plan, bundle, rows, out, watcher=live, when_late=when_late, track=track)
     _show_run(plan, bundle, history, cards, out)
 
 
 @app.command("resume")
 @click.argument("out", type=FILE, default="runs/latest")
 @federation_option
-def resume(out: Path, federation: Path) -> None:
+@tensorboard_option
+@mlflow_option
+def resume(out: Path, federation: Path, tensorboard: Path | None, mlflow: str | None) -> None:
     """Scientist: go on with the run in OUT, whose process has ended; nothing is trained or paid for twice."""
     from fl_privacy.display import LiveRounds
     from fl_privacy.scientist.run_folder import RunFolder
 
-    folder = RunFolder(out)
+    folder, track = RunFolder(out), _trackers(tensorboard, mlflow)
     plan = folder.settings.plan
     with _connected(federation) as connected, LiveRounds(plan.rounds) as live:
         connected.relay_keys()
         cards = connected.corpora()
-        history = connected.resume(out, watcher=live)
+        history = connected.resume(out, watcher=live, track=track)
     _show_run(plan, folder.bundle, history, cards, out)
+
+
+def _trackers(tensorboard: Path | None, mlflow: str | None) -> list[Tracker]:
+    from fl_privacy.scientist.mlflow_tracking import MLflow
+    from fl_privacy.scientist.tracking import TensorBoard
+
+    return [*([TensorBoard(tensorboard)] if tensorboard else []), *([MLflow(mlflow)] if mlflow else [])]
 
 
 def _show_run(plan: TrainingPlan, bundle: ModelBundle, history: History, cards: Corpora, out: Path) -> None:

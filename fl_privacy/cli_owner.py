@@ -169,6 +169,23 @@ def owner_registry(home: Path) -> None:
     click.echo(export_registry(home).canonical().decode())
 
 
+@owner_app.command("personal-model")
+@click.argument("model", type=FILE)
+@click.argument("out", type=FILE)
+@home_option
+@click.option("--plan", required=True, help="Name of the plan, or its digest, or the beginning of that.")
+def owner_personal_model(model: Path, out: Path, home: Path, plan: str) -> None:
+    """Write this owner's own model to OUT, a new folder: MODEL, the scientist's RUN/model, with this owner's layers in place.
+
+    For plans with `local_layers`, whose upper layers and head differ from owner to owner and never leave them. Stop `owner
+    serve` first.
+    """
+    from fl_privacy.owner_files import personal_model
+
+    personal_model(home, plan, model, out)
+    click.echo(f"{out} is this owner's own model of plan {plan}")
+
+
 @owner_app.command("invite")
 @click.argument("name")
 @click.argument("email")

@@ -32,8 +32,8 @@ def sums_verify(run: Path, home: Path | None, registry: Path | None, key: str | 
     fl-privacy sums verify runs/latest --home clinic                            # an owner
     fl-privacy sums verify runs/latest --registry owners.json --key 3f2a...     # an auditor
     """
-    from fl_privacy.display import console, sums, watched
-    from fl_privacy.encryption.evidence import judge, round_folders
+    from fl_privacy.auditor import verify_sums
+    from fl_privacy.display import console, watched
     from fl_privacy.owner_files import read_registry, read_signed_registry
 
     if home and not (registry or key):
@@ -42,8 +42,8 @@ def sums_verify(run: Path, home: Path | None, registry: Path | None, key: str | 
         trusted = read_signed_registry(registry, key)
     else:
         raise click.UsageError("give --home (an owner), or --registry and --key (an auditor)")
-    verdicts = [judge(folder, trusted) for folder in watched(round_folders(run))]
-    console.print(sums(verdicts))
-    for verdict in verdicts:
+    sums = verify_sums(run, trusted, watched)
+    console.print(sums)
+    for verdict in sums:
         if verdict.error:
             raise verdict.error

@@ -23,7 +23,6 @@ from fl_privacy.encryption.registry import Registry
 from fl_privacy.ledger_statement import LedgerStatement
 
 if TYPE_CHECKING:
-    from fl_privacy.encryption.evidence import Verdict
     from fl_privacy.privacy.audit import AuditResult
     from fl_privacy.privacy.entries import LedgerEntry
     from fl_privacy.privacy.report import AuditReport
@@ -90,24 +89,6 @@ def ledger(entries: Sequence[LedgerEntry], statement: LedgerStatement) -> Group:
         )
     head = f"unit: one {statement.unit}; accountant: {statement.accountant}; head {statement.head}"
     return Group(table("Ledger", ["entry", "time", "kind", "order", "what", "epsilon"], rows), Text(f"{total}; {head}"))
-
-
-def sums(verdicts: Sequence[Verdict]) -> Group:
-    """What the evidence of each round proves, and of which rounds there is none."""
-    rows = []
-    for verdict in verdicts:
-        found = verdict.found
-        told = ("", "", "", "", f"FALSE: {type(verdict.error).__name__}")
-        if found:
-            added = f"{found.bytes_added / 1e6:.2f}"
-            told = (str(found.attempt), ", ".join(found.cohort), added, ", ".join(found.openers), "true")
-        is_round = verdict.folder.parent.name == "rounds"
-        rows.append((verdict.folder.name if is_round else f"evaluation {verdict.folder.name}", *told))
-    names = {verdict.folder.name for verdict in verdicts if verdict.folder.parent.name == "rounds"}
-    gaps = [name for name in (f"{index:03d}" for index in range(int(max(names, default="0")))) if name not in names]
-    note = f"no evidence of round {', '.join(gaps)}: skipped, or taken away" if gaps else ""
-    drawn = table("Sums, added again", ["round", "attempt", "cohort", "MB added", "opened by", "verdict"], rows)
-    return Group(drawn, Text(note)) if note else Group(drawn)
 
 
 def watched(folders: Sequence[Path]) -> Iterable[Path]:

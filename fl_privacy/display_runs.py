@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from fl_privacy.display_parts import console, table
+from fl_privacy.display_screens import Notebook, Screen, Terminal
 from fl_privacy.errors import RoundFailed
 from fl_privacy.learning.fairness import fairness
-from fl_privacy.printable import printable
-from fl_privacy.scientist.history import EvaluationRecord, History, OwnerSpend, RoundRecord, Watcher
+from fl_privacy.scientist.history import EvaluationRecord, History, RoundRecord, Watcher
+from fl_privacy.scientist.views import rounds_sheet
 
 if TYPE_CHECKING:
     from fl_privacy.learning.owner_scores import OwnerScores
@@ -22,22 +22,8 @@ if TYPE_CHECKING:
 
 def rounds(records: Sequence[RoundRecord], before: float | None = None) -> Table:
     """One row per round."""
-    latest = {owner: spend for record in records for owner, spend in record.spends.items()}
-    owners = sorted(latest)
-    epsilons = [f"ε {owner}{latest[owner].period}" for owner in owners]
-    columns = ["round", "score", *epsilons, "MB up", "MB down", "s train", "s crypto", "s transport"]
-    has_floor = any(record.noise_floor is not None for record in records)
-    columns += ["update", "noise alone"] if has_floor else []
-    rows: list[list[str]] = []
-    if before is not None:
-        rows.append(["base", f"{before:.2%}", *([""] * (len(columns) - 2))])
-    for record in records:
-        spends = [_spend_in_words(spend) if (spend := record.spends.get(owner)) else "-" for owner in owners]
-        seconds = [record.seconds_training, record.seconds_crypto, record.seconds_transport]
-        mega = [f"{record.bytes_up / 1e6:.2f}", f"{record.bytes_down / 1e6:.2f}"]
-        timed, norms = [f"{s:.1f}" for s in seconds], _norms(record) if has_floor else []
-        rows.append([str(record.round + 1), f"{record.accuracy:.2%}", *spends, *mega, *timed, *norms])
-    return table("Rounds", columns, rows)
+    sheet = rounds_sheet(records, before)
+    return table(sheet.caption, sheet.columns, sheet.rows)
 
 
 def by_owner(scores: Mapping[str, OwnerScores]) -> Group:
@@ -70,113 +56,101 @@ def by_owner(scores: Mapping[str, OwnerScores]) -> Group:
 
 
 class LiveRounds(Watcher):
-    """Progress bars, one per owner and round, and a line per finished round. Use as a context manager."""
+    """A run while it goes: a bar for each owner with what it is doing, and whatever happens. Use as a context manager.
+
+    In a terminal every finished round is a line. In a notebook there is a table with a row for each, and a picture of score and
+    epsilon by round, which are drawn anew in their places and stay when the run is over.
+    """
 
     def __init__(self, total_rounds: int) -> None:
         self.total_rounds = total_rounds
         self.round = 1
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[phase]}"), MofNCompleteColumn())
-        self._bars = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
-        self._tasks: dict[str, TaskID] = {}
+        self._screen: Screen = Notebook(total_rounds) if console.is_jupyter else Terminal()
         self._waited_for = ""
 
     def __enter__(self) -> LiveRounds:
-        self._bars.start()
+        self._screen.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        self._screen.stop()
 
     def resumed(self, history: History, round_index: int) -> None:
         """Say where the run goes on."""
         self.round = round_index + 1
-        _say(f"  resumed before round {self.round}/{self.total_rounds}; {len(history.rounds)} rounds are done")
+        self._screen.known(history)
+        self._screen.say(f"resumed before round {self.round}/{self.total_rounds}; {len(history.rounds)} rounds are done")
 
     def step(self, owner: str, step: int, steps: int) -> None:
         """Move an owner's bar."""
-        self._bars.update(self._bar(owner), completed=step, total=steps, phase="training")
+        self._screen.bar(self._title(owner), "training", step, steps)
 
     def phase(self, owner: str, phase: str) -> None:
         """Write it beside an owner's bar."""
-        self._bars.update(self._bar(owner), phase=phase)
+        self._screen.bar(self._title(owner), phase)
 
     def round_done(self, record: RoundRecord) -> None:
-        """Print the round and clear the bars."""
+        """Show the round and clear the bars."""
         self._clear()
         largest = max(record.spends.values(), key=lambda spend: spend.counted)
         seconds = record.seconds_training + record.seconds_crypto + record.seconds_transport
-        _say(
-            f"  round {record.round + 1}/{self.total_rounds}: score {record.accuracy:.2%},"
-            f" largest epsilon {largest.counted:.2f}{largest.period}, {record.bytes_up / 1e6:.1f} MB up, {seconds:.0f} s"
+        self._screen.finished(
+            record,
+            f"round {record.round + 1}/{self.total_rounds}: score {record.accuracy:.2%},"
+            f" largest epsilon {largest.counted:.2f}{largest.period}, {record.bytes_up / 1e6:.1f} MB up, {seconds:.0f} s",
         )
         for owner, reason in record.absent.items():
-            _say(f"    without {owner}: {reason}", style="yellow")
+            self._screen.say(f"  without {owner} in round {record.round + 1}: {reason}", "yellow")
         self.round = record.round + 2
 
     def ended(self, reason: str) -> None:
         """Say why no round is left."""
-        _say(f"  the run ends: {reason}")
+        self._screen.say(f"the run ends: {reason}")
 
     def waiting(self, error: RoundFailed, seconds_left: float) -> None:
         """Say once who is waited for."""
         if (told := ", ".join(sorted(error.failures))) != self._waited_for:
-            _say(f"  {error}; waiting for {told}, for {seconds_left:,.0f} s at most", style="yellow")
+            self._screen.say(f"{error}; waiting for {told}, for {seconds_left:,.0f} s at most", "yellow")
             self._waited_for = told
 
     def evaluated(self, record: EvaluationRecord) -> None:
-        """Print what was measured, and how far the noise moves it."""
+        """Show what was measured, and how far the noise moves it."""
         self._clear()
-        _say(f"  after round {record.round}/{self.total_rounds}, {record.in_words}")
+        self._screen.measured(record, f"evaluation {self._model(record.round)}, {record.in_words}")
 
     def evaluation_skipped(self, round_index: int, failures: Sequence[Mapping[str, str]]) -> None:
         """Say that the run goes on."""
         owners = ", ".join(sorted({owner for attempt in failures for owner in attempt}))
-        told = f"  the evaluation after round {round_index} is skipped after {len(failures)} attempts (failed: {owners})"
-        _say(told, style="red")
+        told = f"the evaluation {self._model(round_index)} is skipped after {len(failures)} attempts (failed: {owners})"
+        self._screen.say(told, "red")
 
     def round_failed(self, error: RoundFailed, attempts_left: int) -> None:
         """Say who failed and what happens next."""
         self._clear()
-        _say(f"  {error}; {'trying again' if attempts_left else 'no attempt is left'}", style="red")
+        self._screen.say(f"{error}; {'trying again' if attempts_left else 'no attempt is left'}", "red")
 
     def round_skipped(self, round_index: int, failures: Sequence[Mapping[str, str]]) -> None:
         """Say that the model stays, and that what was spent is spent."""
         owners = ", ".join(sorted({owner for attempt in failures for owner in attempt}))
-        _say(
-            f"  round {round_index + 1}/{self.total_rounds} is skipped after {len(failures)} attempts (failed: {owners});"
+        self._screen.say(
+            f"round {round_index + 1}/{self.total_rounds} is skipped after {len(failures)} attempts (failed: {owners});"
             " the model stays as it is, and what the owners spent stays in their ledgers",
-            style="bold red",
+            "bold red",
         )
         self.round = round_index + 2
 
-    def _bar(self, owner: str) -> TaskID:
-        if owner not in self._tasks:
-            told = f"round {self.round}/{self.total_rounds} {owner}"
-            self._tasks[owner] = self._bars.add_task(told, total=None, phase="")
-        return self._tasks[owner]
+    def _model(self, round_index: int) -> str:
+        """Which model is evaluated: the finished one has the number of the plan's rounds, also when the run ended early."""
+        return "of the finished model" if round_index == self.total_rounds else f"after round {round_index}/{self.total_rounds}"
+
+    def _title(self, owner: str) -> str:
+        return f"round {self.round}/{self.total_rounds} {owner}"
 
     def _clear(self) -> None:
         self._waited_for = ""
-        for task in self._tasks.values():
-            self._bars.remove_task(task)
-        self._tasks.clear()
-
-
-def _say(told: str, style: str = "") -> None:
-    """One line; what owners wrote is in it, and neither markup nor control characters of theirs count."""
-    console.print(Text(printable(told), style=style))
+        self._screen.clear()
 
 
 def _benefit(scores: OwnerScores, alone: OwnerScores) -> str:
     rate = fairness(scores.headlines, alone.headlines).benefit_rate
     return "" if scores is alone or rate is None else f"{rate:.0%}"
-
-
-def _norms(record: RoundRecord) -> list[str]:
-    floor = "not predicted" if record.noise_floor is None else f"{record.noise_floor:.3g}"
-    return [f"{record.update_norm:.3g}", floor]
-
-
-def _spend_in_words(spend: OwnerSpend) -> str:
-    total = f"\n{spend.epsilon:.2f} in total" if spend.period_days else ""
-    return f"{spend.counted:.2f} / {spend.budget:.2f}{total}"

@@ -4,6 +4,7 @@ FlPrivacyError
  ├─ PlanError               a plan field is missing, out of range, or in conflict with another
  ├─ CorpusError             a corpus file or row cannot be used
  ├─ ModelError              a model, vocabulary or tensor list cannot be used
+ ├─ CompressionError        an update cannot be compressed as asked, or a model step does not fit its model
  ├─ PrivacyError            the privacy asked for cannot be given
  ├─ MessageError            a message between parties is malformed
  │   ├─ SignatureInvalid    ... or not signed by whom it should be
@@ -13,6 +14,7 @@ FlPrivacyError
  │   ├─ NotApproved         plan, code, corpus, key, installed package or date are not what the owner approved
  │   ├─ RequestDenied       the owner said no, or revoked its approval; carries the reason
  │   ├─ OrderRefused        out of schedule, replayed, or in conflict with an earlier order
+ │   │   ├─ BlobMissing     ... or names bytes that this guard does not have, or not from this key
  │   │   ├─ PolicyRefused   ... or outside what the owner's domain.toml allows; names the line
  │   │   └─ ControlMismatch ... or names a control variate that this owner does not have; says how to start anew
  │   ├─ DatasitePaused      the owner has paused the whole datasite; carries the reason
@@ -30,9 +32,12 @@ FlPrivacyError
  │   └─ KeyMissing          a key that this step needs was never set up
  ├─ HomeError               an owner's or scientist's folder is missing, locked or open to others
  │   └─ CheckpointError     ... or a run cannot go on from what lies in it
+ ├─ ExportError             a model cannot be exported as it should be, or an export cannot be used
+ ├─ InputRefused            a text that a served model has no answer for; says why, never the text
+ ├─ ExtraMissing            an optional package is not installed; names the extra to install
  ├─ ConnectionFailed        a guard or datasite does not answer
  ├─ CredentialsRefused      wrong e-mail, password or account
- ├─ TooManyRequests         more requests, or wrong log-ins, than a datasite answers; says when to try again
+ ├─ TooManyRequests         more requests, or wrong log-ins, than a server answers; says when to try again
  ├─ OwnerFailed             one owner could not finish its part; names the owner and why
  └─ RoundFailed             a round ended without an opened sum; lists the owners' failures
 
@@ -57,6 +62,10 @@ class CorpusError(FlPrivacyError):
 
 class ModelError(FlPrivacyError):
     """A model, vocabulary or tensor list cannot be used."""
+
+
+class CompressionError(FlPrivacyError):
+    """An update cannot be compressed or restored as asked, or a model step is malformed or does not fit its model."""
 
 
 class PrivacyError(FlPrivacyError):
@@ -93,6 +102,10 @@ class RequestDenied(AdmissionError):
 
 class OrderRefused(AdmissionError):
     """The order is out of schedule, replayed, or in conflict with an earlier one."""
+
+
+class BlobMissing(OrderRefused):
+    """A request names bytes that were not uploaded, not with this key, or are gone again; once they are sent, it may pass."""
 
 
 class PolicyRefused(OrderRefused):
@@ -170,8 +183,20 @@ class CheckpointError(HomeError):
     """A run's folder holds no run, another one, one that is not finished, or files that do not fit together."""
 
 
+class ExportError(FlPrivacyError):
+    """A model cannot be exported, an exported one gives other scores than it should, or an export is damaged or incomplete."""
+
+
+class InputRefused(FlPrivacyError):
+    """A text that a served model has no answer for, such as one without a mask; the message says why, never the text."""
+
+
+class ExtraMissing(FlPrivacyError):
+    """What was asked for needs an optional package; the message names the extra to install."""
+
+
 class ConnectionFailed(FlPrivacyError):
-    """A guard or datasite does not answer."""
+    """A guard, a datasite or a tracking server does not answer."""
 
 
 class CredentialsRefused(FlPrivacyError):
@@ -179,7 +204,7 @@ class CredentialsRefused(FlPrivacyError):
 
 
 class TooManyRequests(FlPrivacyError):
-    """More requests, or wrong log-ins, than a datasite answers; ``wait`` is in seconds."""
+    """More requests, or wrong log-ins, than a datasite or a served model answers; ``wait`` is in seconds."""
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)

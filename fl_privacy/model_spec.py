@@ -31,12 +31,15 @@ class ModelSpec(Message):
 
     ``architecture`` is the Hugging Face configuration as canonical JSON; weights travel as safetensors, never pickle. ``head``
     is what stands on the encoder; ``labels``, the classes or the kinds of entities, are public: no label is read from data.
+    With ``language_head`` the weights hold the language model's head too, so that one run can pre-train the encoder further
+    before it trains for the labels.
     """
 
     source: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     architecture: Annotated[str, StringConstraints(max_length=20_000)]
     head: Head = "mlm"
     labels: Annotated[tuple[Label, ...], Field(max_length=1000)] = ()
+    language_head: bool = False
     vocabulary: Digest
     weights: Digest
 
@@ -62,6 +65,8 @@ class ModelSpec(Message):
             raise ValueError(f"labels: a {self.head} head has {wanted}, got {len(self.labels)}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a label appears twice")
+        if self.language_head and not least:
+            raise ValueError(f"language_head: a {self.head} head is the language model's already")
         return self
 
     @property
@@ -74,6 +79,17 @@ class ModelSpec(Message):
     def num_layers(self) -> int:
         """Number of encoder (or decoder) layers."""
         return int(self.config[_SIZES[self.config["model_type"]][0]])
+
+    @property
+    def language_model(self) -> Self:
+        """The language model on the same encoder, with no other head."""
+        head = "clm" if self.config["model_type"] == "gpt2" else "mlm"
+        return self.model_copy(update={"head": head, "labels": (), "language_head": False})
+
+    def with_layers(self, layers: int) -> Self:
+        """The same architecture with so many layers, at least 1; ``weights`` still names those of this one."""
+        depth, _ = _SIZES[self.config["model_type"]]
+        return self.model_validate(self.model_dump() | {"architecture": json.dumps(self.config | {depth: layers})})
 
     @property
     def positions(self) -> int:

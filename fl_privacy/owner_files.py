@@ -1,8 +1,13 @@
-"""What can be read from an owner's folder without its guard, also beside it while it runs: ledger and registry."""
+"""What is done with an owner's folder without its guard.
+
+Ledger and registry are read also beside a running guard; a corpus or an earlier ledger is brought in, and an owner's own model
+made, only while none runs.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +20,66 @@ from fl_privacy.messages import open_signed, public_hex
 from fl_privacy.privacy.entries import LedgerEntry
 
 if TYPE_CHECKING:
+    from fl_privacy.messages import CorpusCard
     from fl_privacy.privacy.ledger import Ledger
+
+
+def add_corpus(
+    home: Path,
+    file: Path,
+    mock: Path | None = None,
+    *,
+    text: str = "text",
+    label: str | None = None,
+    tags: str | None = None,
+    subject: str | None = None,
+) -> CorpusCard:
+    """Copy a corpus into an owner's strong room, in the place of the former one; returns what scientists will be told of it.
+
+    Args: ``file`` is .jsonl, .csv, .parquet or .txt (one record a line), UTF-8; ``mock`` has rows that the owner publishes, in
+        the same shape. The others name fields or columns: each record's text, its class, its BIO tags (one per character), and
+        whom it is about, for a budget with ``unit = "subject"``.
+    Raises: CorpusError (names file and line, never the text), HomeError (also while the owner is being served).
+    Privacy: mock rows and the declared size, rounded down to two digits, are published as they are, outside epsilon.
+    """
+    from fl_privacy.guard import corpus
+    from fl_privacy.guard.home import GuardHome
+    from fl_privacy.row_files import Fields, read_rows
+
+    fields = Fields(text, label, tags, subject)
+    with GuardHome(home / "guard") as guard:
+        published = [*read_rows(mock, fields._replace(subject=None))] if mock else []
+        return corpus.add_corpus(guard, file, published, fields)
+
+
+def count_labels(home: Path) -> dict[str, Counter[str]]:
+    """For the owner only: how many private rows have each label, or an entity of each kind; by what they are annotated with.
+
+    Raises: CorpusError, HomeError (also while the owner is being served).
+    """
+    from fl_privacy.guard.corpus import card_of, rows_file
+    from fl_privacy.guard.home import GuardHome
+    from fl_privacy.guard.labels import label_counts
+    from fl_privacy.row_files import StoredRows
+
+    with GuardHome(home / "guard") as guard, StoredRows(rows_file(guard)) as rows:
+        return {what: label_counts(rows, what) for what in card_of(guard).annotations}
+
+
+def personal_model(home: Path, plan: str, model: Path, out: Path) -> None:
+    """Write this owner's own model of a plan with ``local_layers``: the scientist's ``model``, with its own layers in place.
+
+    Args: plan is the name of one that this owner approved, or its digest, or the beginning of that; model is the folder
+        ``model/`` of the scientist's run; out is a new folder, which Hugging Face's ``Auto`` classes read.
+    Raises: PlanError (no such plan, more than one, or none with own layers), HomeError (none are kept, ``out`` holds something,
+        or the owner is being served), ModelError (``model`` is not one of the plan).
+    Privacy: within the plan's epsilon at this owner, but no sum over owners hides its own layers.
+    """
+    from fl_privacy.guard.home import GuardHome
+    from fl_privacy.guard.personal_model import save_personal_model
+
+    with GuardHome(home / "guard") as guard:
+        save_personal_model(guard, plan, model, out)
 
 
 def read_ledger(home: Path) -> tuple[list[LedgerEntry], LedgerStatement]:
@@ -25,7 +89,10 @@ def read_ledger(home: Path) -> tuple[list[LedgerEntry], LedgerStatement]:
 
 
 def export_ledger(home: Path, file: Path) -> str:
-    """Write the signed entries to a file for an auditor; returns the owner's public key. Raises: LedgerError."""
+    """Write the signed entries to a file for an auditor; returns the owner's public key. Raises: LedgerError, HomeError.
+
+    Works beside a running guard. The entries tell what was spent on which plan, and hold no text.
+    """
     with contextlib.closing(_open_ledger(home)) as ledger:
         ledger.export(file)
     return public_hex(Identity.load(home / "guard" / "keys").signing_key)
@@ -60,7 +127,7 @@ def read_registry(home: Path) -> Registry:
 
 
 def export_registry(home: Path) -> RegistryRecord:
-    """The owner's registry with all members' signatures, for auditors: ``encryption.registry.verify_registry``.
+    """The owner's registry with all members' signatures, for auditors, whose ``read_signed_registry`` takes its ``canonical``.
 
     Raises: KeyMissing (not enrolled, or not signed by all; says by whom), HomeError.
     """

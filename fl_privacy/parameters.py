@@ -59,6 +59,11 @@ def flatten(parameters: Mapping[str, Vector], specs: Sequence[TensorSpec]) -> Ve
     return np.concatenate([parameters[spec.name].astype(np.float32, copy=False).ravel() for spec in specs])
 
 
+def flatten_or_zero(parameters: Mapping[str, Vector], specs: Sequence[TensorSpec]) -> Vector:
+    """As ``flatten``, with zeros for a tensor that is missing."""
+    return flatten({spec.name: np.zeros(spec.shape, np.float32) for spec in specs} | dict(parameters), specs)
+
+
 def unflatten(vector: Vector, specs: Sequence[TensorSpec]) -> Parameters:
     """The inverse of ``flatten``; raises ModelError when the length does not fit."""
     if vector.shape != (count(specs),):

@@ -6,20 +6,20 @@ training. A plan is a frozen value; its canonical bytes are what is signed, hash
 
 from __future__ import annotations
 
-import re
 import tomllib
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from fl_privacy.cohort_fields import CohortFields
+from fl_privacy.compression_fields import CompressionFields
 from fl_privacy.errors import PlanError
-from fl_privacy.messages import Annotation, CorpusCard, OwnerName, first_problem
+from fl_privacy.layer_fields import STAGES, LayerFields, layer_range
+from fl_privacy.messages import Annotation, CorpusCard, first_problem
 from fl_privacy.model_spec import Adapter, ModelSpec
-from fl_privacy.selection import Selection, cohort, first_isolation, most_rounds
 from fl_privacy.strategy_fields import StrategyFields
 
-MINIMAL_COHORT = 3  # with two owners, each reads the other's update by subtracting its own from the sum
 ATTEMPTS_PER_ROUND = 3  # one and two repetitions; then the round is skipped
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
@@ -34,7 +34,7 @@ def _usual_bound(plan: dict[str, Any]) -> float:
     return {"classification": 1.1, "ner": 5.0}.get(str(task), round(1.6 * places, 2))
 
 
-class TrainingPlan(StrategyFields):
+class TrainingPlan(CohortFields, StrategyFields, LayerFields, CompressionFields):
     """A course of federated training with differential privacy.
 
     Privacy: all that an owner's guard releases, the updates of all rounds and the evaluations, is (``target_epsilon``,
@@ -50,28 +50,14 @@ class TrainingPlan(StrategyFields):
     task: Literal["mlm", "clm", "classification", "ner", "custom"] = "mlm"
     custom_task: Annotated[str, StringConstraints(max_length=10_000)] = ""  # source, see learning.custom_task
     model: ModelSpec
-    owners: Annotated[tuple[OwnerName, ...], Field(max_length=100)]
-    minimal_cohort: Annotated[int, Field(ge=MINIMAL_COHORT)] = MINIMAL_COHORT
 
-    rounds: Annotated[int, Field(ge=1, le=1000)] = 5
     retries: Annotated[int, Field(ge=0, le=100)] = 0  # trainings beyond one per round, already paid for in the noise
-    local_steps: Annotated[int, Field(ge=1, le=10_000)] = 20
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 512  # expected size of a Poisson batch
     trainable: Annotated[str, StringConstraints(pattern=r"^(all|head|layers:\d{1,3}-\d{1,3}|lora|ffa-lora)$")] = "all"
     lora_rank: Annotated[int, Field(ge=1, le=256)] = 8
     lora_alpha: Annotated[float, Field(gt=0, le=1024)] = 16.0
     max_length: Annotated[int, Field(ge=8, le=512)] = 64  # tokens; longer records are cut
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    warmup_steps: Annotated[int, Field(ge=0)] = 0  # counted over the whole run, not per round
-    schedule: Literal["constant", "linear"] = "linear"  # after the warm-up; linear falls to zero at the end of the run
-
-    # who trains in a round (see ``selection``): cohort_size is that of a group, or of a draw from the public seed
-    selection: Selection = "all"
-    cohort_size: Annotated[int, Field(ge=0, le=100)] = 0  # with "all" zero: everybody
-    selection_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     # when to end before all rounds are done (see ``strategies.stopping``); 0: never
     patience: Annotated[int, Field(ge=0, le=1000)] = 0  # rounds without a better validation score; then the best model counts
@@ -102,14 +88,8 @@ class TrainingPlan(StrategyFields):
 
     @model_validator(mode="after")
     def _no_conflict(self) -> Self:
-        if len(set(self.owners)) != len(self.owners):
-            raise ValueError("owners: a name appears twice")
-        if len(self.owners) < self.minimal_cohort:
-            raise ValueError(f"owners: {len(self.owners)} named, minimal_cohort is {self.minimal_cohort}")
         if (self.task == "custom") != bool(self.custom_task):
             raise ValueError('custom_task: its source is needed with task = "custom", and with no other task')
-        if self.warmup_steps >= self.rounds * self.local_steps:
-            raise ValueError(f"warmup_steps: {self.warmup_steps} leaves none of the {self.rounds * self.local_steps} steps")
         if self.task not in ("custom", self.model.head) or (self.task == "custom" and self.model.labels):
             raise ValueError(f"task: {self.task} does not fit the model's {self.model.head} head")
         if self.layers and not self.layers[0] <= self.layers[1] < self.model.num_layers:
@@ -139,58 +119,75 @@ class TrainingPlan(StrategyFields):
         return self
 
     @model_validator(mode="after")
-    def _cohorts_hide(self) -> Self:
-        if (self.selection == "all") != (self.cohort_size == 0):
-            raise ValueError("cohort_size: it goes with selection groups or random, which need it")
-        if self.selection != "random" and self.selection_seed:
-            raise ValueError('selection_seed: only selection = "random" uses it')
-        if self.selection == "all":
+    def _layers_fit(self) -> Self:
+        self.check_layers(self.rounds, self.model.num_layers, len(self.owners), bool(self.model.labels))
+        if self.layer_schedule == "fixed" and not self.local_layers:
             return self
-        if not self.minimal_cohort <= self.cohort_size <= len(self.owners):
-            raise ValueError(f"cohort_size: {self.cohort_size} is not between minimal_cohort and the number of owners")
-        if found := first_isolation(self.owners, self.selection, self.cohort_size, self.selection_seed, self.rounds):
+        if self.trainable != "all" and not (self.local_layers and self.layers):
             raise ValueError(
-                f"selection: the sums of rounds 0 to {found[0]} together would give {found[1]}'s update away; plan fewer"
-                ' rounds, or selection = "groups"'
+                f"trainable: {self.trainable!r} goes with fixed layers only; here the schedule says what is trained"
             )
+        if self.model.config["model_type"] == "albert":
+            raise ValueError("layer_schedule, local_layers: the layers of an ALBERT are one set of weights")
+        if self.task in ("clm", "custom"):
+            raise ValueError(f"layer_schedule, local_layers: they are for mlm, classification and ner, not for {self.task}")
+        if (self.patience or self.minimal_update) and (self.layer_schedule == "progfed" or self.pretraining_rounds):
+            raise ValueError(
+                "patience, minimal_update: the run could end before its last stage, with a model that is not finished"
+            )
+        if self.local_layers and (self.patience or self.strategy == "scaffold"):
+            raise ValueError(
+                "local_layers: with them goes no patience, since only owners can score their models, and no scaffold"
+            )
+        if self.local_layers and self.layers:
+            trained, own = set(range(self.layers[0], self.layers[1] + 1)), set(self.own_layers)
+            if not own <= trained:
+                raise ValueError(
+                    f"local_layers: {self.local_layers} are not all among the layers that {self.trainable!r} trains"
+                )
+            if own == trained:
+                raise ValueError("local_layers: nothing that is trained would be sent; owners can train alone for that")
+        if bool(self.pretraining_rounds) != self.model.language_head:
+            raise ValueError("pretraining_rounds: they go with a model that has the language-model head beside its own")
         return self
 
-    def cohort(self, round_index: int) -> tuple[str, ...]:
-        """The owners that train in a round, sorted; all of them evaluate."""
-        return cohort(self.owners, self.selection, self.cohort_size, self.selection_seed, round_index)
-
-    @property
-    def busiest_rounds(self) -> tuple[int, ...]:
-        """The rounds in which the owner trains that trains most often; the noise is calibrated for as many at every owner."""
-        return most_rounds(self.owners, self.selection, self.cohort_size, self.selection_seed, self.rounds)
+    @model_validator(mode="after")
+    def _compression_goes_with_the_rest(self) -> Self:
+        if self.is_compressed and self.strategy == "scaffold":
+            raise ValueError(
+                "strategy: scaffold needs whole updates; it goes with no update_ranges, rotation, or part that is sent"
+            )
+        if (self.error_feedback or self.sent == "shared-top") and self.layer_schedule != "fixed":
+            raise ValueError("error_feedback: what is left of a round has to fit the next, so layer_schedule must be fixed")
+        if self.error_feedback and self.encryption == "ckks":
+            raise ValueError("error_feedback: it is for bfv")
+        return self
 
     @property
     def trainings(self) -> int:
         """Trainings that an owner's ledger lets this plan pay for."""
         return len(self.busiest_rounds) + self.retries
 
-    def rate_factor(self, step: int) -> float:
-        """Factor on the learning rate at a step of the whole run (0 to total_steps - 1), always above zero.
-
-        Rises linearly over ``warmup_steps``, then stays (``constant``) or falls linearly (``linear``), to zero at
-        ``total_steps``.
-        """
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
-            return 1.0
-        return max(self.total_steps - step, 0) / (self.total_steps - self.warmup_steps)
-
-    def rates(self, round_index: int) -> tuple[float, ...]:
-        """The learning rates of a round's local steps."""
-        first = round_index * self.local_steps
-        return tuple(self.learning_rate * self.rate_factor(step) for step in range(first, first + self.local_steps))
-
     @property
     def layers(self) -> tuple[int, int] | None:
         """First and last trained encoder layer when ``trainable`` is a range, else None."""
-        found = re.fullmatch(r"layers:(\d+)-(\d+)", self.trainable)
-        return (int(found[1]), int(found[2])) if found else None
+        return layer_range(self.trainable.removeprefix("layers:")) if self.trainable.startswith("layers:") else None
+
+    @property
+    def own_layers(self) -> range:
+        """FedSplitBERT: the layers that each owner keeps to itself."""
+        first, last = layer_range(self.local_layers) if self.local_layers else (0, -1)
+        return range(first, last + 1)
+
+    @property
+    def cycle(self) -> int:
+        """FedBT's stage 2: how many rounds it takes from the top layer down to the lowest that is trained."""
+        return self.layer_cycle or max(1, self.model.num_layers // 2)
+
+    @property
+    def stages(self) -> int:
+        """ProgFed: the depths that the model has, one after the other."""
+        return self.growth_stages or min(STAGES, self.model.num_layers)
 
     @property
     def adapter(self) -> Adapter | None:
@@ -204,11 +201,6 @@ class TrainingPlan(StrategyFields):
         """What the task needs every row to have besides its text."""
         needs: dict[str, Annotation] = {"classification": "label", "ner": "tags"}
         return needs.get(self.task)
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run at one owner, which the learning-rate schedule counts."""
-        return self.rounds * self.local_steps
 
     @property
     def paid_steps(self) -> int:

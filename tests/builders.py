@@ -18,8 +18,9 @@ from fl_privacy.guard.enrolment import Enrolment, EnrolRequest
 from fl_privacy.learning.models import ModelBundle, new_bundle
 from fl_privacy.learning.private_counts import order_specs
 from fl_privacy.learning.tokenizer import build_vocabulary
-from fl_privacy.messages import RoundOrder, Row, Signed, sign
+from fl_privacy.messages import Row, Signed, sign
 from fl_privacy.plan import TrainingPlan
+from fl_privacy.round_order import RoundOrder
 
 OWNERS = ("bank", "clinic", "school")
 WORDS = (
@@ -138,7 +139,7 @@ def order_for(
         "round": 0,
         "attempt": 0,
         "model": plan.model.weights,
-        "tensors": order_specs(plan, purpose),
+        "tensors": order_specs(plan, purpose, changes.get("round", 0)),
         "cohort": cohort,
         "weights": (size,) * len(cohort),
         "encoding": plan_encoding(plan, (size,) * len(cohort), purpose),

@@ -14,8 +14,9 @@ from fl_privacy.encryption import ckks
 from fl_privacy.encryption import ckks_wire as wire
 from fl_privacy.encryption.keys import Identity, key_name
 from fl_privacy.encryption.registry import Registry, build_registry
-from fl_privacy.messages import CkksEncoding, RoundOrder, TensorSpec
+from fl_privacy.messages import TensorSpec
 from fl_privacy.parameters import Vector, count
+from fl_privacy.round_order import CkksEncoding, RoundOrder
 
 SOME_DIGEST = "5a" * 32
 HEADER = 48  # kind 8, order 32, position 4, vectors 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,14 @@ from fl_privacy.guard.guard import Guard
 from fl_privacy.messages import CloseRequest, OpenRequest, RevealRequest, Signed
 from tests.guard.conftest import finished, upload
 
+SCIENTIST = "5c" * 32  # the key that the datasite names for what is uploaded by a desk
+
 
 class GuardDesk:
-    """``before`` is called with the name of each step (train, close, reveal, open, fetch) and may raise or tamper."""
+    """``before`` is called with the name of each step (train, close, reveal, open, fetch) and may raise or tamper.
+
+    Bytes are counted as ``scientist.relay`` does, but for answers of a dozen bytes.
+    """
 
     def __init__(self, guard: Guard, before: Callable[[str], None] = lambda step: None) -> None:
         self.guard, self.owner, self.before = guard, guard.home.owner, before
@@ -38,19 +44,30 @@ class GuardDesk:
 
     def close_order(self, request: CloseRequest) -> Signed:
         self.before("close")
-        return self.guard.closing.close(request)
+        return self._told(request, self.guard.closing.close(request))
 
     def reveal_self_mask(self, request: RevealRequest) -> Signed:
         self.before("reveal")
-        return self.guard.closing.reveal(request)
+        return self._told(request, self.guard.closing.reveal(request))
+
+    def _told(self, request: CloseRequest, answer: Signed) -> Signed:
+        self.bytes_sent += len(request.canonical())
+        self.bytes_received += len(answer.canonical())
+        return answer
+
+    def holds(self, digest: str) -> bool:
+        return asyncio.run(self.guard.model_steps.holds(digest, SCIENTIST))
+
+    def put_model(self, digest: str, base: str, step: str) -> None:
+        asyncio.run(self.guard.model_steps.compose(digest, base, step, SCIENTIST))
 
     def put_blob(self, data: bytes) -> str:
-        upload(self.guard, data)
+        upload(self.guard, data, uploader=SCIENTIST)
         self.bytes_sent += len(data)
         return hashlib.sha256(data).hexdigest()
 
     def put_file(self, digest: str, path: Path) -> None:
-        upload(self.guard, path.read_bytes(), digest)
+        upload(self.guard, path.read_bytes(), digest, SCIENTIST)
         self.bytes_sent += path.stat().st_size
 
     def fetch_blob(self, digest: str, path: Path) -> None:

@@ -22,17 +22,9 @@ from fl_privacy.encryption.keys import Identity, generate_secret_key, key_name, 
 from fl_privacy.encryption.packing import block_count, choose_encoding
 from fl_privacy.encryption.registry import Registry, build_registry
 from fl_privacy.encryption.secret_sum import open_sum, protect_update
-from fl_privacy.messages import (
-    CloseRequest,
-    OpenRequest,
-    RoundOrder,
-    SelfMaskReveal,
-    Signed,
-    TensorSpec,
-    UpdateReceipt,
-    sign,
-)
+from fl_privacy.messages import CloseRequest, OpenRequest, SelfMaskReveal, Signed, TensorSpec, UpdateReceipt, sign
 from fl_privacy.parameters import Vector, count
+from fl_privacy.round_order import RoundOrder
 
 SOME_DIGEST = "5a" * 32
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from fl_privacy import read_signed_registry, verify_sums
 from fl_privacy.cli import app
 from fl_privacy.encryption.registry import RegistryRecord
+from fl_privacy.errors import CohortMismatch
 from fl_privacy.messages import public_hex, sign
 from tests.builders import write_domain
 from tests.secure_cohort import SecureCohort, make_cohort
@@ -110,3 +112,13 @@ def test_a_folder_that_is_no_run_is_named(kept: Kept, tmp_path: Path) -> None:
     result = verify(tmp_path / "nowhere", "--registry", kept.registry, "--key", kept.key)
     assert result.exit_code == 1
     assert "holds no rounds" in result.output
+
+
+def test_the_same_from_python_is_a_list_of_verdicts_that_shows_itself(kept: Kept) -> None:
+    sums = verify_sums(kept.run, read_signed_registry(kept.registry, kept.key))
+    assert sums.is_true and [verdict.found.round for verdict in sums if verdict.found] == [0, 1]
+    assert "owner-00, owner-01, owner-02" in sums._repr_html_() and "no evidence" not in str(sums)
+    (kept.run / "rounds" / "000").rename(kept.run / "rounds" / "002")
+    moved = verify_sums(kept.run, read_signed_registry(kept.registry, kept.key))
+    assert not moved.is_true and [type(verdict.error) for verdict in moved] == [type(None), CohortMismatch]
+    assert "FALSE: CohortMismatch" in str(moved) and "no evidence of round 000" in str(moved)

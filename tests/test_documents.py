@@ -20,10 +20,10 @@ from fl_privacy.errors import HomeError, ModelError, PlanError
 from fl_privacy.guard.domain import Domain
 from fl_privacy.learning import custom_task
 from fl_privacy.learning.families import FAMILIES
-from fl_privacy.learning.models import save_pretrained
+from fl_privacy.learning.models import new_bundle, save_pretrained
 from fl_privacy.parameters import from_bytes
 from fl_privacy.scientist.files import read_plan
-from tests.tiny_families import bundle_of
+from tests.tiny_families import CONFIGS, VOCABULARIES
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
@@ -59,7 +59,8 @@ def check_toml(text: str, folder: Path) -> None:
         Domain.read(folder / "domain.toml")
         return
     family = "gpt2" if fields.get("task") == "clm" else "bert"
-    bundle = bundle_of(family, FAMILIES[family].language_model)
+    config = CONFIGS[family] | {"model_type": family, "num_hidden_layers": 12, "n_layer": 12}
+    bundle = new_bundle(config, VOCABULARIES[family], 0, "base", FAMILIES[family].language_model)
     save_pretrained(folder / "base", bundle.spec, bundle.vocabulary, from_bytes(bundle.weights))
     (folder / "plan.toml").write_text(tomli_w.dumps(PLAN | fields), encoding="utf-8")
     read_plan(folder / "plan.toml")

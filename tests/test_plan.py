@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -199,3 +200,85 @@ def test_the_bound_of_an_evaluation_is_written_into_the_plan_and_fits_the_task()
     assert made.evaluation_bound == 15.36 and "evaluation_bound = 15.36" in made.to_toml()
     assert plan(max_length=32).evaluation_bound == 7.68
     assert plan(evaluation_bound=3).evaluation_bound == 3.0
+
+
+def deep(layers: int = 4, model_type: str = "bert", **changes: Any) -> ModelSpec:
+    """A model with so many layers."""
+    config = {"model_type": model_type, "num_hidden_layers": layers, "n_layer": layers}
+    config |= {"max_position_embeddings": 64, "n_positions": 64}
+    return ModelSpec.model_validate(MODEL.model_dump() | {"architecture": json.dumps(config)} | changes)
+
+
+LABELLED: dict[str, Any] = {"head": "classification", "labels": ("good", "bad")}
+TO_CLASSIFY: dict[str, Any] = {"model": deep(**LABELLED), "task": "classification"}
+BOTH_HEADS: dict[str, Any] = {"model": deep(**LABELLED, language_head=True), "task": "classification"}
+FEDBT: dict[str, Any] = {"layer_schedule": "fedbt"}
+PROGFED: dict[str, Any] = {"layer_schedule": "progfed", "rounds": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"layer_schedule": "cyclic"}, "layer_schedule"),
+        ({"pretraining_rounds": 1}, "pretraining_rounds: layer_schedule 'fixed' does not use it; it is for fedbt"),
+        ({"local_depths": (4,)}, "local_depths: layer_schedule 'fixed' does not use it; it is for fedbt"),
+        ({"layer_cycle": 2}, "layer_cycle: layer_schedule 'fixed' does not use it; it is for fedbt"),
+        (FEDBT | {"growth_stages": 2}, "growth_stages: layer_schedule 'fedbt' does not use it; it is for progfed"),
+        ({"warmup_rounds": 1}, "warmup_rounds: layer_schedule 'fixed' does not use it; it is for progfed"),
+        (FEDBT | {"local_layers": "3-3"}, 'local_layers: they go with layer_schedule = "fixed" only'),
+        ({"local_layers": "3"}, "local_layers"),
+        ({"local_layers": "3-4"}, "local_layers: 3-4 is not a range within the model's 4 layers"),
+        ({"local_layers": "3-2"}, "local_layers: 3-2 is not a range within the model's 4 layers"),
+        ({"local_layers": "2-3", "trainable": "layers:1-2"}, "local_layers: 2-3 are not all among the layers that"),
+        ({"local_layers": "2-3", "trainable": "layers:2-3"}, "local_layers: nothing that is trained would be sent"),
+        ({"local_layers": "0-3", "trainable": "layers:0-3"}, "local_layers: nothing that is trained would be sent"),
+        ({"local_layers": "3-3", "trainable": "head"}, "trainable: 'head' goes with fixed layers only"),
+        ({"local_layers": "3-3", "trainable": "lora"}, "trainable: 'lora' goes with fixed layers only"),
+        ({"local_layers": "3-3", "patience": 1}, "local_layers: with them goes no patience"),
+        ({"local_layers": "3-3", "strategy": "scaffold", "optimizer": "sgd"}, "local_layers: .*and no scaffold"),
+        ({"local_layers": "3-3", "model": deep(model_type="albert")}, "layer_schedule, local_layers: the layers of an ALBERT"),
+        (FEDBT | {"model": deep(model_type="albert")}, "layer_schedule, local_layers: the layers of an ALBERT"),
+        (PROGFED | {"task": "clm", "model": deep(4, "gpt2", head="clm")}, "and ner, not for clm"),
+        ({"local_layers": "3-3", "task": "custom", "custom_task": "pass"}, "classification and ner, not for custom"),
+        (FEDBT | {"trainable": "layers:0-1"}, "trainable: 'layers:0-1' goes with fixed layers only"),
+        (PROGFED | {"trainable": "lora"}, "trainable: 'lora' goes with fixed layers only"),
+        (FEDBT | {"pretraining_rounds": 2}, "pretraining_rounds: without labels all rounds are stage 1"),
+        (FEDBT | {"layer_cycle": 2}, "layer_cycle: it is for stage 2, of a plan with labels"),
+        (TO_CLASSIFY | FEDBT | {"layer_cycle": 5}, "layer_cycle: .*at most the model's 4 layers"),
+        (TO_CLASSIFY | FEDBT | {"local_depths": (3,)}, "local_depths: they are for stage 1, which this plan has no"),
+        (TO_CLASSIFY | FEDBT | {"pretraining_rounds": 2}, "pretraining_rounds: they go with a model that"),
+        (BOTH_HEADS | FEDBT, "pretraining_rounds: they go with a model that has the language-model head"),
+        (BOTH_HEADS | FEDBT | {"pretraining_rounds": 5}, "pretraining_rounds: 5 leave none of the 5 rounds"),
+        (BOTH_HEADS | FEDBT | {"pretraining_rounds": 2, "patience": 1}, "patience, minimal_update: the run could"),
+        (FEDBT | {"local_depths": (3, 4)}, "local_depths: one for all or one for each of the 3 owners, not 2"),
+        (FEDBT | {"local_depths": (2,)}, "local_depths: 5 rounds of stage 1 reach layer 2, so .* need at least 3 layers"),
+        (FEDBT | {"local_depths": (4, 5, 4)}, "and have at most the model's 4"),
+        (FEDBT | {"rounds": 16}, "16 rounds of stage 1 reach layer 4, so local models need at least 5"),
+        (FEDBT | {"local_depths": (0,)}, "local_depths"),
+        (PROGFED | {"growth_stages": 5}, "growth_stages: 5 is more than the model's 4 layers"),
+        (PROGFED | {"rounds": 7}, "growth_stages: of 7 rounds a stage has 0, which must be more"),
+        (PROGFED | {"warmup_rounds": 1}, "a stage has 1, which must be more than warmup_rounds, 1"),
+        (PROGFED | {"patience": 2}, "patience, minimal_update: the run could end before"),
+        (PROGFED | {"minimal_update": 1e-4}, "patience, minimal_update: the run could end before"),
+    ],
+)
+def test_layers_that_cannot_be_trained_as_asked_are_refused_by_name(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        plan(**{"model": deep()} | changes)
+
+
+@pytest.mark.parametrize(("layers", "cycle", "stages"), [(1, 1, 1), (2, 1, 2), (3, 1, 3), (5, 2, 4), (12, 6, 4), (24, 12, 4)])
+def test_half_of_the_layers_are_a_cycle_and_a_model_grows_in_four_stages_unless_it_has_fewer_layers(
+    layers: int, cycle: int, stages: int
+) -> None:
+    """As published: c = 6 of 12 layers, S = 4."""
+    labelled = deep(layers, **LABELLED)
+    assert plan(model=labelled, task="classification", layer_schedule="fedbt").cycle == cycle
+    assert plan(model=deep(layers), layer_schedule="progfed", rounds=8).stages == stages
+    assert plan(model=labelled, task="classification", layer_schedule="fedbt", layer_cycle=1).cycle == 1
+    assert plan(model=deep(layers), layer_schedule="progfed", rounds=8, growth_stages=1).stages == 1
+
+
+def test_a_plan_of_stages_reads_back_to_the_same_digest() -> None:
+    made = plan(**BOTH_HEADS, layer_schedule="fedbt", pretraining_rounds=2, local_depths=(2, 3, 4), layer_cycle=3)
+    assert TrainingPlan.from_toml(made.to_toml()).digest() == made.digest()

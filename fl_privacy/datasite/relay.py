@@ -31,10 +31,12 @@ ROUTES = tuple(
         ("PUT", r"/v1/(envelopes|registry)"),
         ("GET", r"/v1/blobs/[0-9a-f]{64}"),
         ("PUT", r"/v1/blobs/[0-9a-f]{64}"),
+        ("GET", r"/v1/uploads/[0-9a-f]{64}"),
+        ("PUT", r"/v1/models/[0-9a-f]{64}/[0-9a-f]{64}/[0-9a-f]{64}"),
         ("POST", r"/v1/(closings|reveals)"),
     )
 )
-UPLOADER = "x-fl-key"  # tells the guard whose upload it is, so that nobody fills the inbox for all
+UPLOADER = "x-fl-key"  # tells the guard whose upload it is: nobody fills the inbox for all, or asks what others uploaded
 FRESH_SECONDS = 60  # how far a caller's clock may be off, either way
 STATUS: dict[type[FlPrivacyError], int] = {
     SignatureInvalid: 401,

@@ -21,13 +21,13 @@ from fl_privacy.messages import (
     CloseRequest,
     OpenRequest,
     RevealRequest,
-    RoundOrder,
     SelfMaskReveal,
     Signed,
     SurvivorList,
     UpdateReceipt,
     open_signed,
 )
+from fl_privacy.round_order import RoundOrder
 
 Word = TypeVar("Word", UpdateReceipt, SurvivorList, SelfMaskReveal)
 

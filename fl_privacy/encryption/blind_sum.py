@@ -16,7 +16,7 @@ from fl_privacy.encryption.cipher import Kind
 from fl_privacy.encryption.packing import DEGREE, block_count, check_encoding
 from fl_privacy.encryption.registry import check_cohort
 from fl_privacy.errors import CohortMismatch
-from fl_privacy.messages import RoundOrder
+from fl_privacy.round_order import RoundOrder
 
 _AT_A_TIME = 16  # blocks that are read from each file at a time, half a megabyte
 

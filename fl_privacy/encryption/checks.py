@@ -34,7 +34,7 @@ from fl_privacy.encryption.packing import (
     unpack,
 )
 from fl_privacy.errors import ChecksumMismatch
-from fl_privacy.messages import RoundOrder
+from fl_privacy.round_order import RoundOrder
 
 
 class CheckLane:

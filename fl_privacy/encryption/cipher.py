@@ -25,7 +25,7 @@ import tenseal.sealapi as seal
 
 from fl_privacy.encryption.packing import COEFF_BITS, DEGREE, POLYNOMIAL_BYTES, SEED_BYTES, Words, block_count
 from fl_privacy.errors import CiphertextInvalid, EncodingOverflow, EncryptionError
-from fl_privacy.messages import RoundOrder
+from fl_privacy.round_order import RoundOrder
 
 _PAIR_BYTES = 15  # two coefficients of 60 bits
 _COEFFICIENT = np.uint64((1 << COEFF_BITS) - 1)

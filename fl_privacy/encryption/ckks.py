@@ -40,8 +40,8 @@ from fl_privacy.encryption.keys import Identity, check_author, key_name
 from fl_privacy.encryption.masks import derive_seed, uniform
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import ChecksumMismatch, EncodingOverflow, KeyMissing
-from fl_privacy.messages import RoundOrder
-from fl_privacy.parameters import Vector, count
+from fl_privacy.parameters import Vector
+from fl_privacy.round_order import RoundOrder
 
 Reals = NDArray[np.float64]
 
@@ -65,7 +65,7 @@ def protect_update(
 ) -> None:
     """Clip, weight and encrypt one owner's update, vector by vector.
 
-    Args: update (count(order.tensors),), unweighted; clipped to [-value_range, value_range], then multiplied by
+    Args: update (order.coordinates,), unweighted; clipped to [-value_range, value_range], then multiplied by
         weights[k] / sum(weights). ``file`` receives about 57.5 bytes per parameter.
     Raises: CohortTooSmall, CohortMismatch, EncodingOverflow (also when not finite), DigestMismatch (registry), KeyMissing,
         EncryptionError.
@@ -93,7 +93,7 @@ def open_sum(total: BinaryIO, order: RoundOrder, secret_key: bytes) -> Vector:
 
     The caller answers one total per order only: an aggregator that may try many learns from refusals.
 
-    Returns: sum over owners of p_k * update_k, float32 (count(order.tensors),), off by about 2e-10 * sqrt(K) and the rounding.
+    Returns: sum over owners of p_k * update_k, float32 (order.coordinates,), off by about 2e-10 * sqrt(K) and the rounding.
     Raises: CiphertextInvalid, ChecksumMismatch, CohortTooSmall, CohortMismatch, EncryptionError, EncodingOverflow, KeyMissing.
     Privacy: adds no noise; epsilon comes from each owner's DP-SGD. The values leak about the key; see the module.
     Source: Cheon, Kim, Kim and Song 2017; Li and Micciancio 2021.
@@ -101,7 +101,7 @@ def open_sum(total: BinaryIO, order: RoundOrder, secret_key: bytes) -> Vector:
     wire.check_order(order)
     context, lane = _named_key(order, secret_key), CheckLane(order, secret_key)
     wire.read_header(total, wire.TOTAL, order)
-    opened: Vector = np.empty(count(order.tensors), np.float32)
+    opened: Vector = np.empty(order.coordinates, np.float32)
     for block in range(wire.vector_count(order)):
         slots = np.array(wire.read_vector(total, context).decrypt())
         lane.check(block, slots)

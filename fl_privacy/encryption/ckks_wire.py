@@ -29,8 +29,7 @@ import tenseal as ts
 
 from fl_privacy.encryption.registry import check_cohort
 from fl_privacy.errors import CiphertextInvalid, CohortMismatch, EncodingOverflow, EncryptionError
-from fl_privacy.messages import RoundOrder
-from fl_privacy.parameters import count
+from fl_privacy.round_order import RoundOrder
 
 DEGREE = 8192
 SLOTS = DEGREE // 2
@@ -113,7 +112,7 @@ def check_order(order: RoundOrder) -> None:
 
 def vector_count(order: RoundOrder) -> int:
     """Ciphertexts that one update of this order fills."""
-    return math.ceil(count(order.tensors) / DATA_SLOTS)
+    return math.ceil(order.coordinates / DATA_SLOTS)
 
 
 def write_header(file: BinaryIO, kind: bytes, order: RoundOrder, position: int) -> None:

@@ -32,7 +32,8 @@ from fl_privacy.errors import (
     HomeError,
     SignatureInvalid,
 )
-from fl_privacy.messages import Message, OpenedSum, OpenRequest, Purpose, RoundOrder, Signed, UpdateReceipt, open_signed
+from fl_privacy.messages import Message, OpenedSum, OpenRequest, Purpose, Signed, UpdateReceipt, open_signed
+from fl_privacy.round_order import RoundOrder
 
 KEPT_IN: dict[Purpose, str] = {"train": "rounds", "evaluate": "evaluations"}  # the folders in a run's
 OPENERS = 2  # owners that must have opened a sum, to the same values, before it counts

@@ -28,8 +28,9 @@ from fl_privacy.encryption.masks import derive_seed
 from fl_privacy.encryption.packing import DEGREE, POLYNOMIAL_BYTES
 from fl_privacy.encryption.registry import OwnerCard, Registry, Scheme, SealedKey, check_registry
 from fl_privacy.errors import CiphertextInvalid, CohortMismatch, DigestMismatch, EncryptionError, HomeError, KeyMissing
-from fl_privacy.messages import RoundOrder, Signed, open_signed, public_hex, sign
-from fl_privacy.parameters import Vector, count
+from fl_privacy.messages import Signed, open_signed, public_hex, sign
+from fl_privacy.parameters import Vector
+from fl_privacy.round_order import RoundOrder
 
 _FILE = "identity.key"
 _KEY_TAG = b"FLKEY\0\0\1"
@@ -203,8 +204,8 @@ def check_author(update: Vector, order: RoundOrder, owner: str, identity: Identi
         raise CohortMismatch(f"{owner!r} is not in the order's cohort")
     if not is_registered(identity, owner, registry):
         raise KeyMissing(f"this identity, or this TenSEAL, is not the one that the registry has for {owner!r}")
-    if update.shape != (count(order.tensors),):
-        raise EncryptionError(f"an update of shape {update.shape} does not fit {count(order.tensors)} coordinates")
+    if update.shape != (order.coordinates,):
+        raise EncryptionError(f"an update of shape {update.shape} does not fit {order.coordinates} coordinates")
 
 
 def is_registered(identity: Identity, owner: str, registry: Registry) -> bool:

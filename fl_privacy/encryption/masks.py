@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from fl_privacy.encryption.packing import DEGREE, Words
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import CohortMismatch, EncryptionError
-from fl_privacy.messages import RoundOrder
+from fl_privacy.round_order import RoundOrder
 
 SEED_BYTES = 32
 _ROOM = 2  # words behind the values: the AES interface asks for 15 spare bytes

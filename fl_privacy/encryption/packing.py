@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy.special import log_ndtr
 
+from fl_privacy.cohort_fields import MINIMAL_COHORT
 from fl_privacy.errors import CohortTooSmall, EncodingOverflow
-from fl_privacy.messages import CkksEncoding, Encoding, Purpose, RoundOrder, first_problem
-from fl_privacy.parameters import count
-from fl_privacy.plan import MINIMAL_COHORT, TrainingPlan
+from fl_privacy.messages import Purpose, first_problem
+from fl_privacy.plan import TrainingPlan
+from fl_privacy.round_order import CkksEncoding, Encoding, RoundOrder
 
 Words = NDArray[np.uint64]  # coefficients modulo t or q, fields of a sum, words of a keystream
 Fields = NDArray[np.uint16]  # fields of one owner, below 2**value_bits
@@ -137,7 +138,7 @@ def coordinates_per_block(encoding: Encoding) -> int:
 
 def block_count(order: RoundOrder) -> int:
     """Ciphertexts that one update of this order fills."""
-    return math.ceil(count(order.tensors) / coordinates_per_block(bfv_encoding(order)))
+    return math.ceil(order.coordinates / coordinates_per_block(bfv_encoding(order)))
 
 
 def pack(fields: Fields, encoding: Encoding) -> Words:

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from fl_privacy.encryption.packing import Fields, Words
 from fl_privacy.errors import ChecksumMismatch, EncodingOverflow
-from fl_privacy.messages import Encoding
 from fl_privacy.parameters import Vector
+from fl_privacy.round_order import Encoding
 
 Dither = NDArray[np.uint16]  # uniform random bits that rounding adds
 _FRACTION_BITS = 16  # of a step

@@ -12,9 +12,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from fl_privacy.cohort_fields import MINIMAL_COHORT
 from fl_privacy.errors import CohortMismatch, CohortTooSmall, DigestMismatch, KeyMissing, MessageError, SignatureInvalid
-from fl_privacy.messages import Digest, Message, OwnerName, RoundOrder, Signed, first_problem, open_signed
-from fl_privacy.plan import MINIMAL_COHORT
+from fl_privacy.messages import Digest, Message, OwnerName, Signed, first_problem, open_signed
+from fl_privacy.round_order import RoundOrder
 
 Scheme = Literal["bfv", "ckks"]  # how sums are encrypted: exact integers under masks, or floats without
 

@@ -31,8 +31,8 @@ from fl_privacy.encryption.packing import (
 from fl_privacy.encryption.quantise import dequantise_sum, quantise
 from fl_privacy.encryption.registry import Registry, check_cohort
 from fl_privacy.errors import CohortMismatch, KeyMissing
-from fl_privacy.messages import Encoding, RoundOrder
-from fl_privacy.parameters import Vector, count
+from fl_privacy.parameters import Vector
+from fl_privacy.round_order import Encoding, RoundOrder
 
 
 def protect_update(
@@ -47,7 +47,7 @@ def protect_update(
 ) -> None:
     """Weight, quantise, mask and encrypt one owner's update into ``file``. Call it once per order and keep the result.
 
-    Args: update (count(order.tensors),), unweighted; the weight is weights[k] / sum(weights). Coordinates beyond
+    Args: update (order.coordinates,), unweighted; the weight is weights[k] / sum(weights). Coordinates beyond
         encoding.value_range are clipped, after weighting (CKKS: before). self_mask is b_k, 32 fresh random bytes; CKKS has no
         masks and ignores it. file receives the container, bound to the order, block by block; when this raises, what it
         holds is of no use.
@@ -85,7 +85,7 @@ def representable(update: Vector, order: RoundOrder, owner: str) -> Vector:
     """The update as a sum of this order holds it, for an owner that has to know what it adds: clipped, and rounded.
 
     ``protect_update`` of the result adds exactly it but for float32: hardly a coordinate in 2**14 comes out a step apart. CKKS
-    only clips. Returns: unweighted, (count(order.tensors),). Raises: EncodingOverflow.
+    only clips. Returns: unweighted, (order.coordinates,). Raises: EncodingOverflow.
     Privacy: post-processing, with rounding that does not depend on the data (``quantise``).
     """
     encoding, weight = order.encoding, order.weights[order.cohort.index(owner)] / sum(order.weights)
@@ -103,7 +103,7 @@ def open_sum(total: BinaryIO, order: RoundOrder, secret_key: bytes, self_masks: 
     The caller answers one total per order only: BFV does not withstand an aggregator that may try many.
 
     Args: total must be seekable; self_masks b_k of every owner in the order of ``order.cohort`` (CKKS has none).
-    Returns: sum over owners of p_k * update_k, float32 (count(order.tensors),), off by less than K / scale per coordinate.
+    Returns: sum over owners of p_k * update_k, float32 (order.coordinates,), off by less than K / scale per coordinate.
     Raises: CiphertextInvalid, ChecksumMismatch, CohortTooSmall, CohortMismatch (not one self-mask per owner), EncodingOverflow,
         KeyMissing.
     Privacy: adds no noise; epsilon comes from each owner's DP-SGD. Anything but a whole cohort's sum is still masked.
@@ -120,7 +120,7 @@ def open_sum(total: BinaryIO, order: RoundOrder, secret_key: bytes, self_masks: 
     digest, lane = order.digest(), CheckLane(order, secret_key)
     masks = Mask(self_mask_seed(seed, digest, owner) for seed, owner in zip(self_masks, order.cohort, strict=True))
     cipher.read_header(total, Kind.TOTAL, order)
-    opened, step = np.empty(count(order.tensors), np.float32), coordinates_per_block(encoding)
+    opened, step = np.empty(order.coordinates, np.float32), coordinates_per_block(encoding)
     with Scratch() as scratch:
         for index in range(block_count(order)):
             (block,) = cipher.read_blocks(total, Kind.TOTAL, order, range(index, index + 1))

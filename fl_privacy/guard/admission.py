@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fl_privacy.encryption.keys import key_name
 from fl_privacy.encryption.packing import plan_encoding
-from fl_privacy.errors import CohortTooSmall, MessageError, NotApproved, OrderRefused
+from fl_privacy.errors import BlobMissing, CohortTooSmall, MessageError, NotApproved, OrderRefused
 from fl_privacy.guard.approvals import AGAIN, Approvals, Decision, check_not_expired
 from fl_privacy.guard.corpus import card_of
 from fl_privacy.guard.domain import Domain
@@ -16,10 +16,11 @@ from fl_privacy.guard.pause import check_running
 from fl_privacy.guard.policy import check_hours, check_plan
 from fl_privacy.guard.sandbox import Isolation
 from fl_privacy.learning.private_counts import order_specs
-from fl_privacy.messages import CorpusCard, RoundOrder, Signed, open_signed
+from fl_privacy.messages import CorpusCard, Signed, open_signed
 from fl_privacy.plan import ATTEMPTS_PER_ROUND, TrainingPlan
 from fl_privacy.privacy.accounting import calibrate
 from fl_privacy.privacy.entries import Spend
+from fl_privacy.round_order import RoundOrder
 
 
 def round_spend(plan: TrainingPlan, declared_size: int) -> Spend:
@@ -99,8 +100,12 @@ def check_order(
     plan.check_suits(card)
     _check_cohort(order, plan, home.domain, card)
     _check_turn(order, plan, earlier)
-    if order.tensors != order_specs(plan, order.purpose):
-        given = f"`trainable = {plan.trainable}` gives" if order.purpose == "train" else "an evaluation of this task counts"
+    if order.tensors != order_specs(plan, order.purpose, order.round):
+        given = (
+            f"the approved plan trains in round {order.round}"
+            if order.purpose == "train"
+            else "an evaluation of this task counts"
+        )
         raise OrderRefused(f"the order's tensors are not the ones that {given}")
     if order.encoding != plan_encoding(plan, order.weights, order.purpose):
         raise OrderRefused("the order's encoding is not the one that the plan implies for this cohort")
@@ -109,7 +114,7 @@ def check_order(
         raise OrderRefused("round 0 must start from the approved model's weights")
     for blob in (order.model, plan.model.vocabulary):
         if not (inbox / blob).is_file():
-            raise OrderRefused(f"blob {blob[:16]}… has not been uploaded")
+            raise BlobMissing(f"blob {blob[:16]}… has not been uploaded")
     return plan
 
 

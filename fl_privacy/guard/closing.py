@@ -19,17 +19,8 @@ from fl_privacy.guard.approvals import Approvals
 from fl_privacy.guard.blobs import Blobs
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.orders import OrderFolder, Orders
-from fl_privacy.messages import (
-    CloseRequest,
-    Message,
-    OpenedSum,
-    OpenRequest,
-    RevealRequest,
-    RoundOrder,
-    SelfMaskReveal,
-    Signed,
-    sign,
-)
+from fl_privacy.messages import CloseRequest, Message, OpenedSum, OpenRequest, RevealRequest, SelfMaskReveal, Signed, sign
+from fl_privacy.round_order import RoundOrder
 
 
 class Closing:

@@ -8,6 +8,9 @@ this latest order itself: anything else is refused. So no c_k is used twice, ski
 An owner that has lost its own refuses, too. Then the scientist starts all variates anew: c = 0 at the server, c_k = 0 at every
 owner, which an order says by a later ``since``; until the next sum the order is one of plain SGD.
 
+Control variates are kept for each tensor by itself, those of tensors that an order does not train stay as they are; a tensor
+that none is kept for has zero.
+
 Privacy: c_k is made of this owner's own differentially private updates (as rounded for the sums), of public numbers, and of
 nothing else. Like those updates it is for sums only: it stays here. An order that counts a sum for a part of its cohort only,
 so that the next sum would hold one owner's last update and not the others', is refused as far as this owner can see it: not
@@ -23,11 +26,11 @@ import numpy as np
 
 from fl_privacy.durable_files import write_atomically
 from fl_privacy.encryption.secret_sum import representable
-from fl_privacy.errors import ControlMismatch, FlPrivacyError, OrderRefused
+from fl_privacy.errors import BlobMissing, ControlMismatch, FlPrivacyError, OrderRefused
 from fl_privacy.guard.orders import OrderFolder, Orders
-from fl_privacy.messages import RoundOrder
-from fl_privacy.parameters import Vector, flatten, from_bytes
+from fl_privacy.parameters import Vector, flatten_or_zero, from_bytes, to_bytes, unflatten
 from fl_privacy.plan import TrainingPlan
+from fl_privacy.round_order import RoundOrder
 
 ANEW = "the scientist can start all control variates anew, at zero"
 
@@ -68,7 +71,7 @@ def same_controls(order: RoundOrder, past: RoundOrder) -> bool:
 
 
 def own_control(order: RoundOrder, owner: str, orders: Orders) -> Path | None:
-    """The file of c_k (float32, little-endian, in the order of ``tensors``) that an order trains with; None: c_k is zero."""
+    """The file of c_k (safetensors) that an order trains with; None: c_k is zero."""
     last = _named(order)[owner] if order.control else None
     return orders.folder(last).control if last else None
 
@@ -91,9 +94,10 @@ def advance(folder: OrderFolder, plan: TrainingPlan, owner: str, update: Vector,
     """
     order = folder.order
     sent, server = representable(update, order, owner), _server_control(order, inbox)
-    before = None if own is None else np.fromfile(own, "<f4")
+    kept = {} if own is None else from_bytes(own.read_bytes())
+    before = flatten_or_zero(kept, order.tensors) if kept else None
     after = next_control(before, server, sent, sum(plan.rates(order.round)), plan.scaffold_damping)
-    write_atomically(folder.control, after.astype("<f4", copy=False).tobytes())
+    write_atomically(folder.control, to_bytes(kept | unflatten(after, order.tensors)))
     return sent
 
 
@@ -138,8 +142,8 @@ def _server_control(order: RoundOrder, inbox: Path) -> Vector | None:
     if blob is None:
         return None
     try:
-        return flatten(from_bytes((inbox / blob).read_bytes()), order.tensors)
+        return flatten_or_zero(from_bytes((inbox / blob).read_bytes()), order.tensors)
     except FileNotFoundError:
-        raise OrderRefused(f"blob {blob[:16]}… has not been uploaded") from None
+        raise BlobMissing(f"blob {blob[:16]}… has not been uploaded") from None
     except FlPrivacyError as problem:
         raise OrderRefused(f"the control variate does not fit the order's tensors: {problem}") from None

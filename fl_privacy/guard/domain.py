@@ -10,10 +10,10 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from fl_privacy.cohort_fields import MINIMAL_COHORT
 from fl_privacy.errors import HomeError
 from fl_privacy.messages import OwnerName, PrivacyUnit, first_problem
 from fl_privacy.model_spec import MODEL_TYPES, Head, ModelType
-from fl_privacy.plan import MINIMAL_COHORT
 
 Days = Annotated[int, Field(ge=1, le=36_500)]
 Epsilon = Annotated[float, Field(gt=0, le=100)]

@@ -17,6 +17,7 @@ from fl_privacy.guard.corpus import card_of
 from fl_privacy.guard.enrolment import Enrolment
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.jobs import jobs
+from fl_privacy.guard.model_steps import ModelSteps
 from fl_privacy.guard.orders import Orders
 from fl_privacy.guard.package import installed_package
 from fl_privacy.guard.pause import check_running, paused
@@ -43,6 +44,7 @@ class Guard:
         self.approvals = Approvals(home)
         self.orders = Orders(home.folder)
         self.blobs = Blobs(home.folder, partial(held, self.orders, self.approvals))
+        self.model_steps = ModelSteps(self.blobs)
         self.rounds = Rounds(home, self.approvals, self.blobs, self.orders, self.isolation, self.device)
         self.closing = Closing(home, self.approvals, self.blobs, self.orders)
         self._finish_refusals()

@@ -9,7 +9,7 @@ from fl_privacy.guard.approvals import Approvals, Decision
 from fl_privacy.guard.orders import OrderFolder, Orders
 from fl_privacy.guard.rounds import Rounds
 from fl_privacy.learning.local_evaluation import STEPS
-from fl_privacy.messages import RoundOrder
+from fl_privacy.round_order import RoundOrder
 
 MOST = 200  # orders that are told; every one costs a read of its files
 ENDS = ("opened.json", "closing.json", "receipt.json", "error.json", "revoked.json")

@@ -4,7 +4,8 @@ order.json    admitted; the first file                  update.f32     trained u
 receipt.json  sealed; the last file of training         self-mask.key  b_k, until failed or superseded unclosed
 error.json    failed                                    closing.json   closed: the sum that a survivor list is signed for
 opening.json  written before the sum is decrypted       opened.json, opening-error.json    how that ended
-control.f32   c_k after it (``guard.control_variates``), while a later order may name it
+control.safetensors  c_k after it (``guard.control_variates``), while a later order may name it
+own-layers.safetensors, memory.f32  what this owner carries on from it (``guard.carried``)
 revoked.json  dead for good, whatever is approved later stopped.json   the owner ended its training
 
 Whatever is found after a crash is therefore finished, failed, or still to be closed; nothing is trained or paid for twice.
@@ -21,7 +22,10 @@ from pathlib import Path
 
 from fl_privacy.durable_files import disk_problems_named, sync_folder, write_atomically, write_json
 from fl_privacy.errors import HomeError, MessageError
-from fl_privacy.messages import CloseRequest, RoundOrder, Signed
+from fl_privacy.messages import CloseRequest, Signed
+from fl_privacy.round_order import RoundOrder
+
+CONTROL, OWN_LAYERS, MEMORY = CARRIED = ("control.safetensors", "own-layers.safetensors", "memory.f32")
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,13 @@ class OrderFolder:
 
     @property
     def control(self) -> Path:
-        """This owner's control variate after the order, little-endian float32; like the update, for this guard's sums only."""
-        return self.path / "control.f32"
+        """This owner's control variate after the order; like the update, for this guard's sums only."""
+        return self.path / CONTROL
+
+    @property
+    def own_layers(self) -> Path:
+        """The layers and head that stay with this owner, after the order; differentially private, and never sent."""
+        return self.path / OWN_LAYERS
 
     @property
     def self_mask(self) -> Path:
@@ -127,9 +136,10 @@ class OrderFolder:
     def revoke(self, reason: str) -> None:
         """Never close, reveal or open this order, and delete what only that or later orders could need.
 
-        Once it is opened, only its control variate goes.
+        Once it is opened, only what this owner carries on from it goes.
         """
-        self.control.unlink(missing_ok=True)
+        for name in CARRIED:
+            (self.path / name).unlink(missing_ok=True)
         if not self.is_opened:
             write_json(self.path / "revoked.json", {"reason": reason})
             self.update.unlink(missing_ok=True)
@@ -159,6 +169,10 @@ class Orders:
     def of_plan(self, plan: str) -> list[OrderFolder]:
         """The admitted orders of a plan (digest), the latest last."""
         return self._by_plan().get(plan, [])
+
+    def before(self, folder: OrderFolder) -> list[OrderFolder]:
+        """The other orders of an order's plan, all earlier as long as it is the latest; the latest of them last."""
+        return [other for other in self.of_plan(folder.order.plan) if other != folder]
 
     def latest(self) -> list[OrderFolder]:
         """The latest order of each plan."""
@@ -195,4 +209,7 @@ class Orders:
 def move_update(source: OrderFolder, target: OrderFolder) -> None:
     """Give a trained update to a later order. Moved, so that it is never in two orders at once."""
     with disk_problems_named(target.update):
+        for name in (OWN_LAYERS, MEMORY):
+            if (source.path / name).exists():
+                (source.path / name).rename(target.path / name)
         source.update.rename(target.update)

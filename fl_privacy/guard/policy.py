@@ -11,6 +11,7 @@ from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.sandbox import Isolation
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.accounting import Spend
+from fl_privacy.round_plan import round_plan
 
 
 def refusals(plan: TrainingPlan, policy: Policy, isolation: Isolation) -> Iterator[str]:
@@ -27,12 +28,14 @@ def refusals(plan: TrainingPlan, policy: Policy, isolation: Isolation) -> Iterat
         yield f"max_epsilon_per_request = {most:g}: the plan asks for epsilon {plan.target_epsilon:g}"
     if plan.task == "custom" and not policy.custom_tasks:
         yield "custom_tasks = false: the plan brings its own features and loss"
-    if plan.task != "custom" and plan.task not in policy.tasks:
-        yield f"tasks = {list(policy.tasks)}: the plan's task is {plan.task!r}"
+    stages = [plan, *(round_plan(plan, round_index) for round_index in range(plan.rounds))]
+    for task in sorted({stage.task for stage in stages} - {"custom", *policy.tasks}):
+        yield f"tasks = {list(policy.tasks)}: the plan's task is {task!r}"
     if (model := plan.model.config["model_type"]) not in policy.model_types:
         yield f"model_types = {list(policy.model_types)}: the plan trains {model!r}"
-    if plan.trainable.split(":")[0] not in policy.trainable:
-        yield f"trainable = {list(policy.trainable)}: the plan trains {plan.trainable!r}"
+    trained = {stage.trainable.split(":")[0]: stage.trainable for stage in stages[1:]}
+    for kind in sorted(trained.keys() - set(policy.trainable)):
+        yield f"trainable = {list(policy.trainable)}: the plan trains {trained[kind]!r}"
     if policy.require_isolation and isolation.missing:
         yield f"require_isolation = true: on this system a training worker's {isolation.missing} would not be isolated"
 

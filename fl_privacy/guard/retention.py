@@ -36,11 +36,16 @@ def delete_old(blobs: Blobs, orders: Orders, approvals: Approvals, days: int) ->
 
 
 def _needed(folder: OrderFolder, is_latest: bool, approvals: Approvals) -> list[str]:
-    """The blobs of an order that may still be opened: once it is closed, whatever came after it, or as its plan's latest."""
+    """The blobs of an order that may still be opened: once it is closed, whatever came after it, or as its plan's latest.
+
+    A closed order is never trained again and needs no model: most owners open few of the orders that they close.
+    """
     if folder.is_opened or folder.is_revoked or folder.has_failed or not (folder.is_closed or is_latest):
         return []
-    order = folder.order
-    named = [order.model, *([order.control.blob] if order.control and order.control.blob else [])]
+    order, named = folder.order, list[str]()
+    extra = (order.control and order.control.blob, order.compression and order.compression.kept)
+    if not folder.is_closed:
+        named = [order.model, *(blob for blob in extra if blob)]
     if folder.is_sealed:
         named.append(UpdateReceipt.parse(folder.receipt.body).ciphertext)
     elif decision := approvals.of_plan(order.plan):

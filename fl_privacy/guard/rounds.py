@@ -26,16 +26,19 @@ from fl_privacy.guard import sandbox, worker
 from fl_privacy.guard.admission import check_order, check_paid_for, decision_for, key_of, order_spend
 from fl_privacy.guard.approvals import Approvals
 from fl_privacy.guard.blobs import Blobs
+from fl_privacy.guard.carried import check_compression, compress, forget_older
 from fl_privacy.guard.control_variates import advance, check_control, forget_others, own_control, same_controls
-from fl_privacy.guard.corpus import card_of, check_digest, holdout_key
+from fl_privacy.guard.corpus import card_of, check_digest
 from fl_privacy.guard.home import GuardHome
+from fl_privacy.guard.order_job import job_of
 from fl_privacy.guard.orders import OrderFolder, Orders, move_update
 from fl_privacy.guard.policy import check_scientist
 from fl_privacy.learning.devices import Device
 from fl_privacy.learning.local_evaluation import STEPS
-from fl_privacy.messages import RoundOrder, Signed, UpdateReceipt, sign
+from fl_privacy.messages import Signed, UpdateReceipt, sign
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.entries import Spend
+from fl_privacy.round_order import RoundOrder
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +79,7 @@ class Rounds:
             past_orders = [past.order for past in earlier]
             plan = check_order(order, decision, self.home, past_orders, self.blobs.inbox, self.isolation)
             check_control(order, plan, self.home.owner, earlier, self.blobs.inbox)
+            check_compression(order, plan, self.blobs.inbox)
             spend = None
             if source := reusable(order, earlier):
                 folder.create(signed)
@@ -85,6 +89,7 @@ class Rounds:
             for past in earlier:
                 self._abandon(past)
             forget_others(order, self.home.owner, earlier)
+            forget_older(earlier)
             self._steps[folder.digest] = (0, plan.local_steps if order.purpose == "train" else STEPS)
         threading.Thread(target=self._work, args=(folder, order, plan, spend), name=f"order-{folder.digest[:8]}").start()
         return self.state(folder.digest)
@@ -203,31 +208,14 @@ class Rounds:
     def _train(self, folder: OrderFolder, order: RoundOrder, plan: TrainingPlan, spend: Spend) -> float:
         """Leave the trained update in the order's folder; returns seconds."""
         clock, home = time.perf_counter(), self.home
-        job = worker.Job(
-            plan=plan,
-            round=order.round,
-            declared_size=order.weights[order.cohort.index(home.owner)],
-            noise_multiplier=spend.noise_multiplier,
-            corpus=str(home.folder / "corpus" / "rows.jsonl"),
-            weights=str(self.blobs.inbox / order.model),
-            vocabulary=str(self.blobs.inbox / plan.model.vocabulary),
-            tensors=order.tensors,
-            update=str(folder.update),
-            unit=home.ledger.opening.unit,
-            require_isolation=home.domain.policy.require_isolation,
-            purpose=order.purpose,
-            control=str(self.blobs.inbox / order.control.blob) if order.control and order.control.blob else "",
-            own_control=str(own_control(order, home.owner, self.orders) or ""),
-            holdout_key=holdout_key(home).hex() if plan.holdout else "",
-            device=self._device,
-            processes=home.domain.training.processes,
-        )
+        job = job_of(folder, order, plan, spend, home, self.orders, self.blobs.inbox, self._device)
         worker.run(
             job,
             lambda step, steps: self._steps.__setitem__(folder.digest, (step, steps)),
             lambda pid: self._started(folder, pid),
         )
         self._pids.pop(folder.digest, None)
+        compress(folder, plan, home.owner, self.orders.before(folder), self.blobs.inbox)
         return time.perf_counter() - clock
 
     def _started(self, folder: OrderFolder, pid: int) -> None:
@@ -294,5 +282,5 @@ def reusable(order: RoundOrder, earlier: Sequence[OrderFolder]) -> OrderFolder |
         return None
     last, past = earlier[-1], earlier[-1].order
     is_same_work = (past.turn[:2], past.model, past.tensors) == (order.turn[:2], order.model, order.tensors)
-    is_same_work = is_same_work and same_controls(order, past)
+    is_same_work = is_same_work and same_controls(order, past) and order.compression == past.compression
     return last if is_same_work and last.is_sealed and not last.is_closed and last.update.exists() else None

@@ -98,7 +98,16 @@ def front_app(guard: Guard) -> FastAPI:
 
     @app.put("/v1/blobs/{sha256}")
     async def put_blob(sha256: str, request: Request) -> dict[str, Any]:
-        return {"bytes": await guard.blobs.receive(sha256, request.stream(), request.headers.get("x-fl-key", NOBODY))}
+        return {"bytes": await guard.blobs.receive(sha256, request.stream(), _caller(request))}
+
+    @app.get("/v1/uploads/{sha256}")
+    async def holds(sha256: str, request: Request) -> dict[str, Any]:
+        return {"held": await guard.model_steps.holds(sha256, _caller(request))}
+
+    @app.put("/v1/models/{sha256}/{base}/{step}")
+    async def compose(sha256: str, base: str, step: str, request: Request) -> dict[str, Any]:
+        await guard.model_steps.compose(sha256, base, step, _caller(request))
+        return {"held": True}
 
     @app.get("/v1/blobs/{sha256}")
     def get_blob(sha256: str) -> FileResponse:
@@ -241,6 +250,11 @@ def _app() -> FastAPI:
         return JSONResponse({"error": "FlPrivacyError", "message": "the guard failed; its owner can look"}, status_code=500)
 
     return app
+
+
+def _caller(request: Request) -> str:
+    """The key that the datasite names."""
+    return request.headers.get("x-fl-key", NOBODY)
 
 
 def _bound(path: Path, mode: int = 0o600) -> socket.socket:

@@ -16,18 +16,18 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
-import numpy as np
 from pydantic import ConfigDict, Field
 
 from fl_privacy.errors import FlPrivacyError, OrderFailed, PolicyRefused, from_wire, to_wire
 from fl_privacy.guard import sandbox
 from fl_privacy.learning import devices
 from fl_privacy.learning.local_evaluation import evaluate_privately
+from fl_privacy.learning.local_start import evaluated_start, local_start, own_specs
 from fl_privacy.learning.local_training import train_update
-from fl_privacy.messages import Message, PrivacyUnit, Purpose, Row, TensorSpec
-from fl_privacy.parameters import Parameters, Vector, count, flatten, from_bytes, unflatten
+from fl_privacy.messages import Digest, Message, OwnerName, PrivacyUnit, Purpose, Row, TensorSpec
+from fl_privacy.parameters import Parameters, flatten, flatten_or_zero, from_bytes, to_bytes, unflatten
 from fl_privacy.plan import TrainingPlan
 from fl_privacy.privacy.holdout import Part, held_out
 from fl_privacy.privacy.team import Team
@@ -60,6 +60,10 @@ class Job(Message):
     unit: PrivacyUnit = "record"
     require_isolation: bool = False
     purpose: Purpose = "train"
+    owner: OwnerName
+    order: Digest
+    own_before: str = ""  # FedSplitBERT: this owner's own tensors, and where those after the training go
+    own_after: str = ""
     control: str = ""  # the server's control variate, and this owner's (SCAFFOLD); none: it is zero
     own_control: str = ""
     holdout_key: Annotated[str, Field(repr=False)] = ""
@@ -114,13 +118,14 @@ def _run(job_bytes: bytes, pipe: Connection) -> None:
     job, tell = Job.parse(job_bytes), _Teller(pipe)
     team = Team(job.processes if job.purpose == "train" else 1)
     try:
-        rows, weights, vocabulary = (
+        rows, *blobs, vocabulary = (
             StoredRows(Path(job.corpus)),  # mapped, so that it can be read when no file can be opened
             Path(job.weights).read_bytes(),
+            Path(job.own_before).read_bytes() if job.own_before else b"",
             Path(job.vocabulary).read_bytes(),
         )
         correction = _correction(job)
-        with open(os.open(job.update, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with _new_file(job.update) as file, _new_file(job.own_after or os.devnull) as own_file:
             team.split()
             device = devices.start(job.device, team.rank, team.size)
             isolation = sandbox.enter(Path(job.corpus), team.meet, team.size, gpu=job.device == "cuda")
@@ -130,10 +135,12 @@ def _run(job_bytes: bytes, pipe: Connection) -> None:
                 raise PolicyRefused(f"policy, require_isolation = true: this worker's {isolation.missing} is not isolated")
             on_step = tell.step if job.plan.task != "custom" else tell.even_step
             on_step = on_step if team.leads else _untold
-            model = from_bytes(weights)
+            model = {name: tensor for blob in blobs if blob for name, tensor in from_bytes(blob).items()}
             update = _work(job, rows, model, vocabulary, on_step, correction=correction, device=device, team=team)
             if team.leads:
                 file.write(flatten(update, job.tensors).astype("<f4", copy=False).data)  # tofile() overlooks a full disk
+                if job.own_after:
+                    own_file.write(to_bytes({spec.name: model[spec.name] + update[spec.name] for spec in own_specs(job.plan)}))
     except FlPrivacyError as error:
         tell(**to_wire(error))
     finally:
@@ -158,11 +165,13 @@ def _work(
         rows = Part(rows, held if job.purpose == "evaluate" else ~held)
     size, noise = job.declared_size, job.noise_multiplier
     if job.purpose == "evaluate":
-        return evaluate_privately(job.plan, model, vocabulary, rows, size, noise, on_step, unit=job.unit, device=device)
+        plan, start = evaluated_start(job.plan, job.round, model)
+        return evaluate_privately(plan, start, vocabulary, rows, size, noise, on_step, unit=job.unit, device=device)
+    plan, start = local_start(job.plan, job.round, model, job.owner, job.order)
     return train_update(
-        job.plan,
+        plan,
         job.round,
-        model,
+        start,
         vocabulary,
         rows,
         size,
@@ -179,12 +188,13 @@ def _correction(job: Job) -> Parameters | None:
     """SCAFFOLD's c - c_k, which the guard has seen to fit the order; None where both are zero."""
     if not (job.control or job.own_control):
         return None
-    correction: Vector = np.zeros(count(job.tensors), np.float32)
-    if job.control:
-        correction += flatten(from_bytes(Path(job.control).read_bytes()), job.tensors)
-    if job.own_control:
-        correction -= np.fromfile(job.own_control, "<f4")
-    return unflatten(correction, job.tensors)
+    kept = (from_bytes(Path(told).read_bytes()) if told else {} for told in (job.control, job.own_control))
+    server, own = (flatten_or_zero(variate, job.tensors) for variate in kept)
+    return unflatten(server - own, job.tensors)
+
+
+def _new_file(path: str) -> BinaryIO:
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_EXCL if path != os.devnull else 0), 0o600), "wb")
 
 
 def _untold(step: int, steps: int) -> None:

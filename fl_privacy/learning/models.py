@@ -52,60 +52,58 @@ def new_bundle(
     source: str,
     head: Head | None = None,
     labels: Sequence[str] = (),
+    language_head: bool = False,
 ) -> ModelBundle:
     """A model with fresh weights; the same arguments give the same bytes.
 
     Args: config holds Hugging Face configuration fields, of a BERT unless ``model_type`` says otherwise; the vocabulary's size
         and special tokens are taken from ``vocabulary``. head is by default the one that scores tokens (mlm, clm); labels are
-        the classes of a classification or the kinds of entities of a ner head.
+        the classes of a classification or the kinds of entities of a ner head, beside which ``language_head`` asks for the one
+        that scores tokens.
     Raises: ModelError.
     """
     tokens = tokens_of(vocabulary)
     fields = {"model_type": "bert"} | dict(config) | {"vocab_size": len(tokens)} | _special_ids(tokens)
-    spec = _describe(fields, vocabulary, source, head, labels)
-    return _bundle(spec, vocabulary, parameters_of(_made(spec, seed=seed)))
+    spec = _describe(fields, vocabulary, source, head, labels, language_head)
+    return _bundle(spec, vocabulary, _joined(parameters_of(_made(one, seed=seed)) for one in _by_head(spec)))
 
 
-def load_bundle(source: str | Path, seed: int = 0, head: Head | None = None, labels: Sequence[str] = ()) -> ModelBundle:
+def load_bundle(
+    source: str | Path,
+    seed: int = 0,
+    head: Head | None = None,
+    labels: Sequence[str] = (),
+    language_head: bool = False,
+) -> ModelBundle:
     """Read a model from the Hugging Face hub or from a folder.
 
     A classification or ner head that is not there, or is for other labels, is made from ``seed``; one whose ``id2label`` are
     these labels (tags, for ner) in this order is kept. A language model's head must be there.
 
     Args: source is a hub name (such as ``google-bert/bert-base-chinese``) or a folder with ``config.json``, a vocabulary and
-        ``model.safetensors``. A folder without any weights gives fresh weights from ``seed``. head, labels: as ``new_bundle``.
+        ``model.safetensors``. A folder without any weights gives fresh weights from ``seed``. head, labels, language_head: as
+        ``new_bundle``.
     Raises: ModelError that names the source and says what to do.
     """
     folder = Path(source)
     if folder.is_dir() and not loading.has_weights(folder):
         config, vocabulary = loading.read_folder(folder)
-        return new_bundle(config, vocabulary, seed, folder.resolve().name, head, labels)
+        return new_bundle(config, vocabulary, seed, folder.resolve().name, head, labels, language_head)
     name = folder.resolve().name if folder.is_dir() else str(source)
     fields, vocabulary = loading.read_description(source)
     if fields.get("model_type") == "gpt2":  # whose configuration names no padding
         fields = fields | _special_ids(tokens_of(vocabulary))
-    spec = _describe(fields, vocabulary, name, head, labels)
-    family = FAMILIES[spec.config["model_type"]]
-    model, unread = loading.read_weights(source, family.models[spec.head], configuration(spec))
-    parameters, own = parameters_of(model), family.heads[spec.head]
-    if spec.labels:
-        others = set() if loading.labels_of(fields) == output_names(spec) else _under(parameters, own[-1:])
-        fresh = parameters_of(_made(spec, seed=seed))
-        parameters |= {name: fresh[name] for name in _under(unread, own) | others}
-        unread -= _under(unread, own)
-    if unread:
-        raise ModelError(
-            f"model {str(source)!r} is no whole {spec.config['model_type']} {spec.head} model: "
-            f"tensor {min(unread)!r} is missing or of another shape"
-        )
-    return _bundle(spec, vocabulary, parameters)
+    spec = _describe(fields, vocabulary, name, head, labels, language_head)
+    named = loading.labels_of(fields) == output_names(spec)
+    return _bundle(spec, vocabulary, _joined(_read(source, one, named, seed) for one in _by_head(spec)))
 
 
 def build_model(spec: ModelSpec, vocabulary: bytes, parameters: Parameters, adapter: Adapter | None = None) -> PreTrainedModel:
     """The model of a plan with given weights, in evaluation mode.
 
     Args: parameters holds every tensor once under its canonical name (``parameters_of``), those of the adapters too if there
-        are any (``with_adapters``); a language model's output layer shares the word embedding and is no tensor of its own.
+        are any (``with_adapters``); a language model's output layer shares the word embedding and is no tensor of its own. Of
+        two heads (``language_head``) the model carries that of the labels.
     Raises: ModelError that names the tensor, or tells that the vocabulary is not the plan's.
     """
     if hashlib.sha256(vocabulary).hexdigest() != spec.vocabulary:
@@ -142,7 +140,7 @@ def save_pretrained(
 ) -> None:
     """Write a folder that the library's ``Auto`` classes read back: the same scores, safetensors only, adapters merged.
 
-    Raises: ModelError as ``build_model``.
+    Of two heads (``language_head``) that of the labels is written. Raises: ModelError as ``build_model``.
     """
     if adapter is not None:
         parameters = merged(spec, adapter, _all_checked(spec, parameters, adapter))
@@ -168,7 +166,36 @@ def _made(spec: ModelSpec, adapter: Adapter | None = None, seed: int = 0) -> Pre
     return model
 
 
-def _describe(fields: Mapping[str, Any], vocabulary: bytes, source: str, head: Head | None, labels: Sequence[str]) -> ModelSpec:
+def _by_head(spec: ModelSpec) -> tuple[ModelSpec, ...]:
+    """For each head that the weights hold, the model with it; the plan's own last."""
+    return (spec.language_model, spec) if spec.language_head else (spec,)
+
+
+def _joined(models: Iterable[Parameters]) -> Parameters:
+    return {name: array for parameters in models for name, array in parameters.items()}
+
+
+def _read(source: str | Path, spec: ModelSpec, named: bool, seed: int) -> Parameters:
+    """A source's weights under one head; one for labels that is not there, or not ``named`` for these, is from ``seed``."""
+    family = FAMILIES[spec.config["model_type"]]
+    model, unread = loading.read_weights(source, family.models[spec.head], configuration(spec))
+    parameters, own = parameters_of(model), family.heads[spec.head]
+    if spec.labels:
+        others = set() if named else _under(parameters, own[-1:])
+        fresh = parameters_of(_made(spec, seed=seed))
+        parameters |= {name: fresh[name] for name in _under(unread, own) | others}
+        unread -= _under(unread, own)
+    if unread:
+        raise ModelError(
+            f"model {str(source)!r} is no whole {spec.config['model_type']} {spec.head} model: "
+            f"tensor {min(unread)!r} is missing or of another shape"
+        )
+    return parameters
+
+
+def _describe(
+    fields: Mapping[str, Any], vocabulary: bytes, source: str, head: Head | None, labels: Sequence[str], language_head: bool
+) -> ModelSpec:
     """A model's description, all but the weights, with every field that is read. Raises: ModelError."""
     kind: Any = fields.get("model_type")
     if kind not in FAMILIES:
@@ -181,6 +208,7 @@ def _describe(fields: Mapping[str, Any], vocabulary: bytes, source: str, head: H
             architecture=json.dumps(family.config().to_dict() | read),
             head=head or family.language_model,
             labels=tuple(labels),
+            language_head=language_head,
             vocabulary=hashlib.sha256(vocabulary).hexdigest(),
             weights=_NOT_YET,
         )
@@ -217,7 +245,8 @@ def _check_vocabulary(spec: ModelSpec, vocabulary: bytes) -> None:
 
 def _all_checked(spec: ModelSpec, parameters: Parameters, adapter: Adapter | None = None) -> Parameters:
     """Every tensor of a model, before memory is taken for it. Raises: ModelError that names the tensor."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(outline(spec, adapter)).items()}
+    outlines = [outline(one, adapter) for one in _by_head(spec)]
+    shapes = {name: tuple(tensor.shape) for one in outlines for name, tensor in named_tensors(one).items()}
     if unknown := sorted(parameters.keys() - shapes.keys()):
         raise ModelError(f"tensor {unknown[0]!r} does not belong to the architecture of {spec.source!r}")
     return {name: _checked(name, parameters, shape) for name, shape in shapes.items()}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_privacy.learning.local_start import sent_specs
 from fl_privacy.learning.metrics import ClassificationCounts, Counts, EntityCounts, TokenCounts
-from fl_privacy.learning.trainable import specs_for
 from fl_privacy.messages import Purpose, TensorSpec
 from fl_privacy.parameters import Parameters
 from fl_privacy.plan import TrainingPlan
@@ -49,9 +49,11 @@ def no_counts(plan: TrainingPlan) -> Counts:
     return EntityCounts(plan.model.labels) if plan.task == "ner" else TokenCounts()
 
 
-def order_specs(plan: TrainingPlan, purpose: Purpose) -> tuple[TensorSpec, ...]:
-    """The tensors that an order of a plan is for: what is trained, or the counts. Raises: ModelError."""
-    return specs_for(plan) if purpose == "train" else (TensorSpec(name=COUNTS, shape=(len(no_counts(plan).names),)),)
+def order_specs(plan: TrainingPlan, purpose: Purpose, round_index: int = 0) -> tuple[TensorSpec, ...]:
+    """The tensors that an order of a plan is for: what the round trains and sends, or the counts. Raises: ModelError."""
+    if purpose == "evaluate":
+        return (TensorSpec(name=COUNTS, shape=(len(no_counts(plan).names),)),)
+    return sent_specs(plan, round_index)
 
 
 def units_of(counts: Counts) -> NDArray[np.float64]:

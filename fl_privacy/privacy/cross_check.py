@@ -31,10 +31,13 @@ class HistoryClaim:
     delta: float
     head: str
     purpose: Purpose = "train"
+    is_final: bool = False
 
     @property
     def place(self) -> str:
         """Where in the history this stands."""
+        if self.is_final:
+            return "the evaluation of the finished model in the history"
         return f"{'the evaluation before ' if self.purpose == 'evaluate' else ''}round {self.round} of the history"
 
 

@@ -11,6 +11,7 @@ from fl_privacy import parameters, template
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.errors import KeyMissing, NotApproved, OwnerFailed, PlanError, RequestDenied
 from fl_privacy.learning.evaluation import evaluate
+from fl_privacy.learning.local_start import evaluated_start
 from fl_privacy.learning.metrics import Counts
 from fl_privacy.learning.models import ModelBundle, build_model, save_pretrained
 from fl_privacy.learning.tokenizer import tokenizer_of
@@ -29,6 +30,7 @@ from fl_privacy.scientist.preview import preview
 from fl_privacy.scientist.proposal import check_proposal
 from fl_privacy.scientist.relay import RelayClient
 from fl_privacy.scientist.run_folder import RunFolder
+from fl_privacy.scientist.tracking import Tracker, tracked
 from fl_privacy.scientist.training_run import DAY, TrainingRun
 from fl_privacy.scientist.views import Corpora, MockRows, Owners, OwnerView, Preview, Statuses
 from fl_privacy.strategies.base import Strategy
@@ -154,11 +156,20 @@ class Federation:
             raise NotApproved(f"plan {plan.name!r}, as it stands now, was never submitted; submit it first") from None
         return Statuses({owner: self.desks[owner].request_state(ids[owner]) for owner in plan.owners})
 
-    def evaluate(self, plan: TrainingPlan, bundle: ModelBundle, model: parameters.Parameters, rows: Sequence[Row]) -> Counts:
+    def evaluate(
+        self,
+        plan: TrainingPlan,
+        bundle: ModelBundle,
+        model: parameters.Parameters,
+        rows: Sequence[Row],
+        round_index: int | None = None,
+    ) -> Counts:
         """Counts of the plan's task on the scientist's own or published rows; no private row is involved.
 
+        Args: round_index is the round that the model was trained in, which matters while it grows; by default it is finished.
         Raises: PlanError when the rows hold nothing that the task predicts.
         """
+        plan, model = evaluated_start(plan, plan.rounds if round_index is None else round_index, model)
         built, tokenizer = build_model(plan.model, bundle.vocabulary, model, plan.adapter), tokenizer_of(bundle.vocabulary)
         counts = evaluate(plan, built, tokenizer, rows, VALIDATION_SEED)
         if not counts.vector.any():
@@ -177,6 +188,7 @@ class Federation:
         when_late: WhenLate = "go-on",
         wait: float = DAY,
         resume: bool = False,
+        track: Sequence[Tracker] = (),
     ) -> History:
         """Train as planned; leave ``model/``, ``history.jsonl``, ``rounds.png`` and the evidence of ``rounds/`` in ``out``.
 
@@ -185,35 +197,31 @@ class Federation:
         Args: ``validation`` rows have what the plan's task predicts; ``timeout`` in seconds for an owner's part of an attempt;
             ``when_late`` an owner is late, away or out of budget: ``go-on`` without it while the plan's ``minimal_cohort`` is
             left, ``wait`` for it up to ``wait`` seconds, or ``skip`` the round; with ``resume`` a run of this plan that
-            lies in ``out`` goes on, and one is begun where there is none.
+            lies in ``out`` goes on, and one is begun where there is none; ``track`` shows the history elsewhere as it grows.
         Raises: NotApproved or RequestDenied before anything is ordered; RoundFailed when two rounds in a row were skipped, or
             the last one and nothing was trained, or too few owners are left (the model so far is kept in ``out/model``);
             CheckpointError when ``out`` holds another run that is not finished.
         """
-        run = self._training_run(plan, bundle, validation, watcher or Watcher(), timeout, when_late, wait)
-        return run.resume(out, strategy) if resume and RunFolder(out).exists else run.train(out, strategy)
+        is_resumed = resume and RunFolder(out).exists
+        with tracked(track, RunFolder(out), is_resumed, watcher or Watcher()) as told:
+            run = self._training_run(plan, bundle, validation, told, timeout, when_late, wait)
+            return run.resume(out, strategy) if is_resumed else run.train(out, strategy)
 
-    def resume(self, out: Path, strategy: Strategy | None = None, watcher: Watcher | None = None) -> History:
+    def resume(
+        self, out: Path, strategy: Strategy | None = None, watcher: Watcher | None = None, track: Sequence[Tracker] = ()
+    ) -> History:
         """Go on with the run in ``out``, whose process has ended, at whatever moment; one that is finished is read, no more.
 
         The plan, its model, the validation rows and the run's settings are in ``out``. The round in hand is ordered again by
         the very same order, which owners answer from what they have: nothing that was trained is trained or paid for again.
-        Args: ``strategy`` only where the run was begun with one that is not the plan's.
+        Args: ``strategy`` only where the run was begun with one that is not the plan's; ``track`` as in ``run``.
         Raises: as ``run``; CheckpointError when ``out`` holds no run, or its files do not fit together.
         """
         folder = RunFolder(out)
-        settings = folder.settings
-        plan = settings.plan
-        run = self._training_run(
-            plan,
-            folder.bundle,
-            folder.validation,
-            watcher or Watcher(),
-            settings.timeout,
-            settings.when_late,
-            settings.wait,
-        )
-        return run.resume(out, strategy)
+        kept = folder.settings
+        with tracked(track, folder, True, watcher or Watcher()) as told:
+            given = (folder.bundle, folder.validation, told, kept.timeout, kept.when_late, kept.wait)
+            return self._training_run(kept.plan, *given).resume(out, strategy)
 
     @staticmethod
     def save_pretrained(out: Path, folder: Path) -> None:
@@ -250,7 +258,7 @@ class Federation:
             bundle=bundle,
             orders=orders,
             desks=self.desks,
-            evaluate=partial(self.evaluate, plan, bundle, rows=validation),
+            evaluate=lambda model, round_index: self.evaluate(plan, bundle, model, validation, round_index),
             watcher=watcher,
             timeout=timeout,
             validation=validation,

@@ -22,7 +22,8 @@ from fl_privacy.scientist.credentials import Login, password_of
 def read_plan(path: Path) -> tuple[TrainingPlan, ModelBundle]:
     """Read a plan whose ``model`` is a folder (relative to the plan's file) or a Hugging Face name.
 
-    With ``task = "classification"`` or ``"ner"`` the file also lists ``labels``, the classes or kinds of entities.
+    With ``task = "classification"`` or ``"ner"`` the file also lists ``labels``, the classes or kinds of entities; with
+    ``pretraining_rounds`` the model keeps its language-model head beside theirs.
     ``task = "FILE.py"`` (relative as well) stands for a custom task with that file's text; see ``learning.custom_task``.
     Raises: PlanError that names the file and field, or the line of a custom task that no guard would run; ModelError.
     """
@@ -34,7 +35,12 @@ def read_plan(path: Path) -> tuple[TrainingPlan, ModelBundle]:
     if not isinstance(source, str):
         raise PlanError(f'{path}: model: give a folder or a Hugging Face name, such as model = "base"')
     beside = path.parent / source
-    bundle = load_bundle(beside if beside.is_dir() else source, head=_head(fields), labels=_labels(path, fields))
+    bundle = load_bundle(
+        beside if beside.is_dir() else source,
+        head=_head(fields),
+        labels=_labels(path, fields),
+        language_head=bool(fields.get("pretraining_rounds")),
+    )
     try:
         plan = TrainingPlan.create(**(fields | {"model": bundle.spec} | _own_task(path.parent, fields)))
         if plan.task == "custom":

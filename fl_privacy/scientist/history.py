@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Literal
 
@@ -79,7 +80,7 @@ class RoundRecord(Message):
 
 
 class EvaluationRecord(Message):
-    """One evaluation on held-out private rows, of the model that ``round`` starts from; after the last, of the finished one.
+    """One evaluation on held-out private rows, of the model that ``round`` starts from, or, ``is_final``, of the finished one.
 
     ``counts`` are sums over the whole cohort, with the noise of each owner in them; ``deviations`` is the standard deviation of
     that noise. ``metrics`` are their ratios, None where noise left nothing to divide by; ``headline_deviation`` is how far the
@@ -101,6 +102,7 @@ class EvaluationRecord(Message):
     bytes_up: int
     bytes_down: int
     seconds: float
+    is_final: bool = False  # not told by earlier versions
     absent: dict[str, str] = {}
     failures: tuple[dict[str, str], ...] = ()
 
@@ -176,6 +178,26 @@ class Watcher:
         """All attempts were lost and the model stays as it is; ``failures`` are by attempt, from owner to reason."""
 
 
+class Watchers(Watcher):
+    """Several watchers as one: each is told everything, in their order."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self.watchers = watchers
+
+
+def _tell_all(name: str) -> Callable[..., None]:
+    @wraps(getattr(Watcher, name))
+    def tell(self: Watchers, *told: object, **named: object) -> None:
+        for watcher in self.watchers:
+            getattr(watcher, name)(*told, **named)
+
+    return tell
+
+
+for _name in [name for name in vars(Watcher) if not name.startswith("_")]:  # also those that are added to it one day
+    setattr(Watchers, _name, _tell_all(_name))
+
+
 class History:
     """Records in memory and, line by line, in ``history.jsonl``, to which lines are only ever added."""
 
@@ -223,6 +245,12 @@ class History:
     def scores(self) -> list[float]:
         """The validation score of every model so far, that of the first model first."""
         return [self.accuracy_before, *(record.accuracy for record in self.rounds)]
+
+    @property
+    def rounds_over(self) -> int:
+        """How many rounds were opened or skipped."""
+        skipped = [skip.round for skip in self.skipped if skip.purpose == "train"]
+        return 1 + max([*skipped, *(record.round for record in self.rounds)], default=-1)
 
     @property
     def federation_claim(self) -> str:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from fl_privacy.encryption.packing import plan_encoding
 from fl_privacy.encryption.registry import Registry
 from fl_privacy.learning.private_counts import order_specs
-from fl_privacy.messages import Control, Purpose, RoundOrder, Signed
+from fl_privacy.messages import Purpose, Signed
 from fl_privacy.plan import TrainingPlan
+from fl_privacy.round_order import Compression, Control, RoundOrder
 from fl_privacy.scientist.history import RoundRecord
 
 
@@ -38,6 +39,7 @@ class Orders:
         cohort: tuple[str, ...],
         model: bytes,
         control: Control | None = None,
+        compression: Compression | None = None,
     ) -> Signed:
         """A signed order. Args: ``model`` is the blob that the owners start from. Raises: EncodingOverflow."""
         weights = tuple(self.sizes[owner] for owner in cohort)
@@ -50,11 +52,12 @@ class Orders:
             round=round_index,
             attempt=attempt,
             model=hashlib.sha256(model).hexdigest(),
-            tensors=order_specs(self.plan, purpose),
+            tensors=order_specs(self.plan, purpose, round_index),
             cohort=cohort,
             weights=weights,
             encoding=plan_encoding(self.plan, weights, purpose),
             control=control,
+            compression=compression,
         )
         return self.sign(order)
 
@@ -63,11 +66,15 @@ class Orders:
         return sum(order.weights) / sum(self.sizes[owner] for owner in self.plan.owners)
 
 
-def control_of(blob: bytes | None, since: int, cohort: Sequence[str], rounds: Sequence[RoundRecord]) -> Control:
-    """What an order to train by SCAFFOLD says of the control variates, from the rounds that were opened before it.
+def control_of(
+    plan: TrainingPlan, blob: bytes | None, since: int, cohort: Sequence[str], rounds: Sequence[RoundRecord]
+) -> Control | None:
+    """What an order to train says of SCAFFOLD's control variates, from the rounds that were opened before; else None.
 
     Args: ``blob`` is the server's variate, None while it is zero; ``since`` is the round before which all variates were zero.
     """
+    if plan.strategy != "scaffold":
+        return None
     latest = {owner: record.order for record in rounds if record.round >= since for owner in record.cohort}
     digest = None if blob is None else hashlib.sha256(blob).hexdigest()
     return Control(blob=digest, since=since, after=tuple(latest.get(owner) for owner in cohort))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,7 @@ def plot_run(history: History, path: Path) -> None:
     figure = Figure(figsize=(21, 3.8), layout="constrained")  # not of pyplot, which is for one thread
     axes: Any = figure.subplots(1, 5)
     at = [record.round + 1 for record in history.rounds]
-    axes[0].plot([0, *at], [history.accuracy_before, *(record.accuracy for record in history.rounds)], marker="o")
-    axes[0].set(title="validation: accuracy (entities: F1)", xlabel="round")
-    _plot_evaluations(history, axes[0])
+    _plot_scores(history, axes[0])
     _plot_epsilon(history, axes[1])
     axes[2].bar([i - 0.2 for i in at], [record.bytes_up / 1e6 for record in history.rounds], 0.4, label="up (encrypted)")
     axes[2].bar([i + 0.2 for i in at], [record.bytes_down / 1e6 for record in history.rounds], 0.4, label="down")
@@ -40,10 +39,32 @@ def plot_run(history: History, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def picture_of(history: History, total_rounds: int) -> bytes:
+    """Scores and epsilon by round, of a run that is to have so many, as a PNG."""
+    figure, file = Figure(figsize=(9, 2.8), layout="constrained"), io.BytesIO()
+    axes: Any = figure.subplots(1, 2)
+    _plot_scores(history, axes[0])
+    _plot_epsilon(history, axes[1])
+    axes[1].set_ylim(bottom=0.0)
+    for axis in axes:
+        axis.set_xlim(-0.04 * total_rounds, 1.04 * total_rounds)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(file, dpi=90, format="png")
+    return file.getvalue()
+
+
+def _plot_scores(history: History, axis: Axes) -> None:
+    """By round on the scientist's validation rows, and wherever it was measured on private rows."""
+    at = [0, *(record.round + 1 for record in history.rounds)]
+    axis.plot(at, history.scores, marker="o", label="validation rows")
+    axis.set(title="validation: accuracy (entities: F1)", xlabel="round")
+    _plot_evaluations(history, axis)
+
+
 def _plot_evaluations(history: History, axis: Axes) -> None:
     """What was measured on private rows, with two standard deviations of the noise."""
     known = [
-        (record.round, record.headline, 2 * record.headline_deviation)
+        (min(record.round, history.rounds_over), record.headline, 2 * record.headline_deviation)
         for record in history.evaluations
         if record.headline is not None and record.headline_deviation is not None
     ]

@@ -1,24 +1,26 @@
-"""What a plan may cost, before anybody is asked: epsilon by owner, bytes on the wire, seconds where a like run was measured."""
+"""What a plan may cost, before anybody is asked: epsilon by owner, bytes, computing and noise; seconds by a like run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
-from fl_privacy.encryption.evidence import OPENERS
-from fl_privacy.encryption.packing import POLYNOMIAL_BYTES, SEED_BYTES, coordinates_per_block, plan_encoding
+from fl_privacy.compression.order_codec import sent_count
+from fl_privacy.compute_costs import compute_share, everything_trained, round_operations
 from fl_privacy.errors import PlanError
 from fl_privacy.learning.models import ModelBundle
 from fl_privacy.learning.private_counts import order_specs
+from fl_privacy.learning.trainable import specs_for
 from fl_privacy.ledger_statement import LedgerStatement
-from fl_privacy.messages import CorpusCard, Encoding, Purpose
+from fl_privacy.messages import CorpusCard
 from fl_privacy.parameters import count
 from fl_privacy.plan import TrainingPlan
+from fl_privacy.round_plan import round_plan
 from fl_privacy.scientist.run_folder import RunFolder
-from fl_privacy.scientist.views import OwnerForecast, Preview, counted
-
-CKKS_BYTES, CKKS_SLOTS = 235_000, 4088  # of one compressed vector, give or take some hundreds; coordinates in it
+from fl_privacy.scientist.traffic import Turn, turns_of
+from fl_privacy.scientist.views import OwnerForecast, Preview, RoundForecast, counted
 
 
 def preview(
@@ -32,19 +34,16 @@ def preview(
     for cards in corpora.values():
         for card in cards:
             plan.check_suits(card)
-    sizes = {owner: cards[0].declared_size for owner, cards in corpora.items()}
-    turns: list[tuple[Purpose, tuple[str, ...]]] = [("train", plan.cohort(number)) for number in range(plan.rounds)]
-    turns += [("evaluate", tuple(sorted(plan.owners)))] * plan.evaluations
-    wires = [_wire(plan, bundle, purpose, [sizes[owner] for owner in cohort]) for purpose, cohort in turns]
+    turns = turns_of(plan, bundle, {owner: cards[0].declared_size for owner, cards in corpora.items()})
+    by_round = tuple(_round(plan, turn) for turn in turns if turn.purpose == "train")
     return Preview(
         name=plan.name,
         owners=tuple(_forecast(plan, owner, corpora[owner], ledgers.get(owner)) for owner in plan.owners),
-        rounds=plan.rounds,
+        by_round=by_round,
         evaluations=plan.evaluations,
-        coordinates=count(order_specs(plan, "train")),
-        bytes_up=sum(up for up, _ in wires),
-        bytes_down=sum(down for _, down in wires) + _control_bytes(plan),
-        seconds=None if like is None else _seconds(plan, like),
+        bytes_up=sum(turn.bytes_up for turn in turns),
+        bytes_down=sum(turn.bytes_down for turn in turns),
+        seconds=None if like is None else _seconds(plan, by_round, like),
     )
 
 
@@ -60,35 +59,62 @@ def _forecast(plan: TrainingPlan, owner: str, cards: Sequence[CorpusCard], ledge
     )
 
 
-def _wire(plan: TrainingPlan, bundle: ModelBundle, purpose: Purpose, weights: Sequence[int]) -> tuple[int, int]:
-    """Bytes of one turn: up ciphertexts and the opened sum; down model and vocabulary to all, the total to its openers."""
-    coordinates, owners = count(order_specs(plan, purpose)), len(weights)
-    encoding = plan_encoding(plan, weights, purpose)
-    if isinstance(encoding, Encoding):
-        blocks = math.ceil(coordinates / coordinates_per_block(encoding))
-        update, total = (blocks * (POLYNOMIAL_BYTES + SEED_BYTES * seeds) for seeds in (1, owners))
+def _round(plan: TrainingPlan, turn: Turn) -> RoundForecast:
+    return RoundForecast(
+        round=turn.round,
+        trained=_trained(plan, turn.round),
+        owners=turn.owners,
+        coordinates=turn.coordinates,
+        bytes_up=turn.bytes_up,
+        bytes_down=turn.bytes_down,
+        compute=compute_share(plan, turn.round),
+        noise=_noise(plan, turn),
+    )
+
+
+def _noise(plan: TrainingPlan, turn: Turn) -> float:
+    """The norm of the noise in a round's mean update over what it is when all is trained and sent, at one noise multiplier.
+
+    Noise is alike in all coordinates, so the norm goes with the root of their number. Of a part that is sent without error
+    feedback each coordinate stands for size / sent of them, its noise, too; with it, what is not sent now comes later.
+    """
+    size, everything = count(order_specs(plan, "train", turn.round)), _coordinates(everything_trained(plan, turn.round))
+    stretched = 1.0 if plan.error_feedback else size / turn.coordinates
+    return math.sqrt(size * stretched / everything)
+
+
+@lru_cache(maxsize=64)
+def _coordinates(plan: TrainingPlan) -> int:
+    return count(specs_for(plan))
+
+
+def _trained(plan: TrainingPlan, round_index: int) -> str:
+    """What a round trains, in words."""
+    stage = round_plan(plan, round_index)
+    head = f" and the {stage.model.head} head" if stage.model.head != "clm" else ""
+    if stage.adapter is not None:
+        told = f"adapters of rank {stage.adapter.rank}" + (head if stage.model.labels else "")
+    elif stage.layers is not None:
+        first, last = stage.layers
+        told = (f"layer {first}" if first == last else f"layers {first}-{last}") + head
+    elif stage.trainable == "head":
+        told = head.removeprefix(" and ")
     else:
-        update = total = math.ceil(coordinates / CKKS_SLOTS) * CKKS_BYTES
-    up = owners * update + 4 * coordinates
-    down = owners * (len(bundle.weights) + len(bundle.vocabulary)) + OPENERS * total
-    return up, down
+        told = f"all of {stage.model.num_layers} layers"
+    return f"{told}; sent without layers {plan.local_layers} and the head" if plan.local_layers else told
 
 
-def _control_bytes(plan: TrainingPlan) -> int:
-    """SCAFFOLD's control variate goes to every owner, but in the first round, where it is zero."""
-    if plan.strategy != "scaffold":
-        return 0
-    return sum(4 * count(order_specs(plan, "train")) * len(plan.cohort(number)) for number in range(1, plan.rounds))
-
-
-def _seconds(plan: TrainingPlan, like: Path) -> float:
-    """By the mean round of an earlier run: training by steps and batch, the rest by coordinates. Raises: PlanError."""
+def _seconds(plan: TrainingPlan, by_round: Sequence[RoundForecast], like: Path) -> float:
+    """By an earlier run: training by operations, for examples of one length, the rest by coordinates. Raises: PlanError."""
     folder = RunFolder(like)
-    measured, rounds = folder.settings.plan, folder.read_history().rounds
-    if not rounds:
+    measured, records = folder.settings.plan, folder.read_history().rounds
+    if not records:
         raise PlanError(f"{like} has no finished round to measure by")
-    work = (plan.local_steps * plan.batch_size) / (measured.local_steps * measured.batch_size)
-    size = count(order_specs(plan, "train")) / rounds[0].parameters
-    training = sum(record.seconds_training for record in rounds) / len(rounds)
-    other = sum(record.seconds_crypto + record.seconds_transport for record in rounds) / len(rounds)
-    return plan.rounds * (training * work + other * size)
+    tokens = min(plan.max_length, measured.max_length)
+    work, done = (
+        sum(one.local_steps * one.batch_size * round_operations(one, index, tokens) for index in rounds)
+        for one, rounds in ((plan, range(plan.rounds)), (measured, [record.round for record in records]))
+    )
+    sent = sum(forecast.coordinates for forecast in by_round) / sum(sent_count(measured, one.parameters) for one in records)
+    training = sum(record.seconds_training for record in records)
+    return training * work / done + sum(record.seconds_crypto + record.seconds_transport for record in records) * sent

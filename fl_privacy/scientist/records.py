@@ -70,6 +70,7 @@ def evaluation_record(
         bytes_up=opened.bytes_up,
         bytes_down=opened.bytes_down,
         seconds=opened.seconds_total,
+        is_final=order.round == plan.rounds,
         absent=absent,
         failures=failures,
     )

@@ -72,6 +72,17 @@ class RelayClient:
         self._call("PUT", f"/v1/blobs/{digest}", data)
         return digest
 
+    def holds(self, digest: str) -> bool:
+        """Whether the owner still has what this key uploaded under this sha256, so that it need not come again."""
+        return bool(self._call("GET", f"/v1/uploads/{digest}").json()["held"])
+
+    def put_model(self, digest: str, base: str, step: str) -> None:
+        """Have the owner make a model of an earlier one and a step that it holds, all by sha256; see ``compression.steps``.
+
+        Raises: BlobMissing, TooLarge: it can only be uploaded whole. DigestMismatch: it came out as another one.
+        """
+        self._call("PUT", f"/v1/models/{digest}/{base}/{step}")
+
     def put_file(self, digest: str, path: Path) -> None:
         """Upload the file whose sha256 is ``digest``, in pieces."""
         with path.open("rb") as file:

@@ -24,14 +24,15 @@ from fl_privacy.messages import (
     OpenedSum,
     OpenRequest,
     RevealRequest,
-    RoundOrder,
     SelfMaskReveal,
     Signed,
     SurvivorList,
     UpdateReceipt,
     open_signed,
 )
-from fl_privacy.parameters import Parameters, Vector, count, unflatten
+from fl_privacy.parameters import Parameters, Vector, unflatten
+from fl_privacy.round_order import RoundOrder
+from fl_privacy.scientist.deliveries import Delivery, deliver
 from fl_privacy.scientist.desk import Desk
 
 PATIENCE_SECONDS = 60.0  # for an owner to come back: a new attempt costs more, and a signed update can go into no other
@@ -46,9 +47,10 @@ Word = TypeVar("Word", UpdateReceipt, SurvivorList, SelfMaskReveal, OpenedSum)
 
 @dataclass(frozen=True)
 class Opened:
-    """A round's outcome: the mean update over the cohort, the receipts, and what it cost."""
+    """A round's outcome: the opened sum and the mean update that it stands for, the receipts, and what it cost."""
 
     order: RoundOrder
+    values: Vector
     mean: Parameters
     receipts: tuple[UpdateReceipt, ...]
     openers: tuple[str, ...]
@@ -64,23 +66,25 @@ def run_round(
     desks: Mapping[str, Desk],
     function: str,
     order: Signed,
-    blobs: Sequence[bytes],
+    deliveries: Sequence[Delivery],
     registry: Registry,
     evidence: Evidence,
     timeout: float,
     on_step: OnStep,
     on_phase: OnPhase = lambda owner, phase: None,
+    read: Callable[[RoundOrder, Vector], Parameters] = lambda order, values: unflatten(values, order.tensors),
 ) -> Opened:
     """Carry one signed order through and leave the proof in ``evidence``.
 
-    Args: ``function`` is the approved code's name; ``blobs`` are what the owners need (model, vocabulary); ``timeout`` in
-    seconds per owner, after which that owner has failed; ``on_phase`` gets an owner and what goes on there.
+    Args: ``function`` is the approved code's name; ``deliveries`` are what the owners need (model, vocabulary); ``timeout`` in
+    seconds per owner, after which that owner has failed; ``on_phase`` gets an owner and what goes on there;
+    ``read`` makes the mean update of the opened sum, where that is not of all coordinates.
     Raises: RoundFailed that names every owner at fault. Owners who have trained keep their update for the next attempt, unless
     they have signed a survivor list for it.
     """
     attempt = _Attempt(desks, function, order, RoundOrder.parse(order.body), registry, evidence, timeout, on_phase)
     clock, wire_before = time.perf_counter(), attempt.wire()
-    receipts = attempt.train(blobs, on_step)
+    receipts = attempt.train(deliveries, on_step)
     verified = attempt.fetch(receipts)
     seconds_adding = attempt.add(verified)
     request = attempt.agree(receipts, verified)
@@ -91,7 +95,8 @@ def run_round(
     seconds_opening = max(word.decryption_seconds for _, word in opened.values())
     return Opened(
         order=attempt.ordered,
-        mean=unflatten(values, attempt.ordered.tensors),
+        values=values,
+        mean=read(attempt.ordered, values),
         receipts=verified,
         openers=tuple(opened),
         ciphertext_bytes=max(receipt.ciphertext_bytes for receipt in verified),
@@ -119,7 +124,7 @@ class _Attempt:
         relays = [self.desks[owner].relay for owner in self.ordered.cohort]
         return sum(relay.bytes_received for relay in relays), sum(relay.bytes_sent for relay in relays)
 
-    def train(self, blobs: Sequence[bytes], on_step: OnStep) -> tuple[Signed, ...]:
+    def train(self, deliveries: Sequence[Delivery], on_step: OnStep) -> tuple[Signed, ...]:
         """Every owner's receipt, in the order of the cohort."""
 
         def stepped(owner: str, step: int, steps: int) -> None:
@@ -129,8 +134,8 @@ class _Attempt:
 
         def train_at(owner: str) -> Signed:
             self.on_phase(owner, "sending")
-            for blob in blobs:
-                _patiently(partial(self.desks[owner].relay.put_blob, blob))
+            for delivery in deliveries:
+                _patiently(partial(deliver, self.desks[owner].relay, delivery))
             # a guard goes on while its datasite is away: the same order again is answered from what it has, at no cost
             signed = _patiently(lambda: self._run(owner, "train", self.order.canonical().decode(), stepped))
             self._word(owner, signed, UpdateReceipt)
@@ -230,8 +235,8 @@ class _Attempt:
             try:
                 self.desks[owner].relay.fetch_blob(word.values, self.evidence.values_path)
                 values = np.fromfile(self.evidence.values_path, "<f4")
-                if values.shape != (count(self.ordered.tensors),):
-                    raise MessageError(f"the opened sum has {values.size} coordinates, expected {count(self.ordered.tensors)}")
+                if values.shape != (self.ordered.coordinates,):
+                    raise MessageError(f"the opened sum has {values.size} coordinates, expected {self.ordered.coordinates}")
                 return values
             except FlPrivacyError as error:
                 failures[owner] = _told(error)

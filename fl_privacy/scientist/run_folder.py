@@ -30,6 +30,7 @@ from fl_privacy.scientist.late_owners import WhenLate
 from fl_privacy.strategies.base import ServerState
 
 WEIGHTS = "weights.safetensors"
+_WIRE = "wire:"  # before the names of what is in a state's ``wire``
 Some = TypeVar("Some", bound=Message)
 
 
@@ -144,7 +145,7 @@ class RunFolder:
         name = f"state-{state.round:03d}{'-anew' if is_anew else ''}.safetensors"
         if position.state != name:
             tensors = {f"model/{tensor}": array for tensor, array in state.model.items()}
-            for slot, arrays in state.slots.items():
+            for slot, arrays in (*state.slots.items(), *((_WIRE + name, arrays) for name, arrays in state.wire.items())):
                 tensors |= {f"{slot}/{tensor}": array for tensor, array in arrays.items()}
             self._write(name, parameters.to_bytes(tensors))
         moved = position.model_copy(update={"state": name, "state_round": state.round, "state_since": state.since})
@@ -161,7 +162,8 @@ class RunFolder:
             model = grouped.pop("model")
         except (ModelError, KeyError) as problem:
             raise CheckpointError(f"{self._kept / position.state} holds no state of a run: {problem}") from None
-        return ServerState(round=position.state_round, model=model, slots=grouped, since=position.state_since)
+        wire = {slot.removeprefix(_WIRE): grouped.pop(slot) for slot in list(grouped) if slot.startswith(_WIRE)}
+        return ServerState(round=position.state_round, model=model, slots=grouped, since=position.state_since, wire=wire)
 
     def keep_best(self, state: ServerState) -> int:
         """Keep a model beside the state until there is a better one; its name in the next position."""
@@ -180,7 +182,10 @@ class RunFolder:
 
     def read_history(self) -> History:
         """What is in the history so far, without touching it. Raises: CheckpointError."""
-        lines = (self.out / "history.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+        try:
+            lines = (self.out / "history.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+        except OSError as problem:
+            raise CheckpointError(f"{self.out / 'history.jsonl'} cannot be read: {problem.strerror}") from None
         return History(self.out / "history.jsonl", self.settings.score_before, [parse_line(line) for line in lines])
 
     def _forget_others(self, position: Position) -> None:

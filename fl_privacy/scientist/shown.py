@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -39,35 +39,53 @@ class Shown(ABC):
     def sheet(self) -> Sheet:
         """What is shown."""
 
+    def sheets(self) -> tuple[Sheet, ...]:
+        """All that is shown, one table below the other; most values have one."""
+        return (self.sheet(),)
+
     def _repr_html_(self) -> str:
         """For notebooks."""
-        sheet = self.sheet()
-        head = "".join(f'<th style="{_CELL}">{_escaped(column)}</th>' for column in sheet.columns)
-        rows = "".join(
-            "<tr>" + "".join(f'<td style="{_CELL}">{_escaped(cell)}</td>' for cell in row) + "</tr>" for row in sheet.rows
-        )
-        note = f"<p>{_escaped(sheet.note)}</p>" if sheet.note else ""
-        caption = f'<caption style="text-align:left"><b>{_escaped(sheet.caption)}</b></caption>'
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{note}"
+        return "".join(map(as_html, self.sheets()))
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
         """For terminals."""
-        sheet = self.sheet()
-        drawn = Table(title=Text(printable(sheet.caption)), title_justify="left", caption=Text(printable(sheet.note)))
-        for column in sheet.columns:
-            drawn.add_column(Text(printable(column)), overflow="fold")
-        for row in sheet.rows:
-            drawn.add_row(*(Text(printable(str(cell))) for cell in row))
-        return drawn
+        return Group(*map(as_table, self.sheets()))
 
     def __str__(self) -> str:
-        file = io.StringIO()
-        Console(file=file, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False).print(self)
-        return file.getvalue().rstrip("\n")
+        return "\n".join(map(as_text, self.sheets()))
 
     def __repr__(self) -> str:
         return str(self)
 
 
-def _escaped(cell: object) -> str:
+def as_html(sheet: Sheet) -> str:
+    """A sheet for notebooks."""
+    head = "".join(f'<th style="{_CELL}">{escaped(column)}</th>' for column in sheet.columns)
+    rows = "".join(
+        "<tr>" + "".join(f'<td style="{_CELL}">{escaped(cell)}</td>' for cell in row) + "</tr>" for row in sheet.rows
+    )
+    note = f"<p>{escaped(sheet.note)}</p>" if sheet.note else ""
+    caption = f'<caption style="text-align:left"><b>{escaped(sheet.caption)}</b></caption>'
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{note}"
+
+
+def as_table(sheet: Sheet) -> Table:
+    """A sheet for terminals."""
+    drawn = Table(title=Text(printable(sheet.caption)), title_justify="left", caption=Text(printable(sheet.note)))
+    for column in sheet.columns:
+        drawn.add_column(Text(printable(column)), overflow="fold")
+    for row in sheet.rows:
+        drawn.add_row(*(Text(printable(str(cell))) for cell in row))
+    return drawn
+
+
+def as_text(sheet: Sheet) -> str:
+    """A sheet as plain text."""
+    file = io.StringIO()
+    Console(file=file, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False).print(as_table(sheet))
+    return file.getvalue().rstrip("\n")
+
+
+def escaped(cell: object) -> str:
+    """Text as HTML: no markup in it counts, and no control character."""
     return html.escape(printable(str(cell)))

@@ -10,16 +10,19 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from fl_privacy import parameters
 from fl_privacy.encryption.evidence import KEPT_IN, Evidence
 from fl_privacy.errors import CheckpointError, RoundFailed
+from fl_privacy.learning.local_start import grown
 from fl_privacy.learning.metrics import Counts
 from fl_privacy.learning.models import ModelBundle, save_pretrained, with_adapters
 from fl_privacy.messages import Purpose, Row, Signed
 from fl_privacy.parameters import Parameters
 from fl_privacy.plan import ATTEMPTS_PER_ROUND, TrainingPlan
+from fl_privacy.scientist.deliveries import Delivery
 from fl_privacy.scientist.desk import Desk
 from fl_privacy.scientist.history import EvaluationRecord, History, Line, RoundRecord, SkippedRound, Watcher
 from fl_privacy.scientist.late_owners import WhenLate, absent, gone_for_good, lost_its_control, may_pass, next_cohort
@@ -27,6 +30,7 @@ from fl_privacy.scientist.orders import Orders, control_of
 from fl_privacy.scientist.records import evaluation_record, round_record
 from fl_privacy.scientist.rounds import Opened, run_round
 from fl_privacy.scientist.run_folder import Position, RunFolder, RunSettings
+from fl_privacy.scientist.wire import Wire, still_owed
 from fl_privacy.strategies.base import ServerState, Strategy
 from fl_privacy.strategies.registry import strategy_of
 from fl_privacy.strategies.scaffold import Scaffold
@@ -40,7 +44,8 @@ PAUSE_SECONDS = 30.0  # between two times that late owners are asked
 class TrainingRun:
     """A plan, its model and orders, and who hears of it.
 
-    ``evaluate`` scores a model on the ``validation`` rows, ``timeout`` is in seconds for an owner's part of an attempt.
+    ``evaluate`` scores a model on the ``validation`` rows, as a round has trained it; ``timeout`` is in seconds for an owner's
+    part of an attempt.
     ``when_late`` is explained in ``late_owners``; ``wait`` is how many seconds long owners are waited for in one turn.
     """
 
@@ -48,7 +53,7 @@ class TrainingRun:
     bundle: ModelBundle
     orders: Orders
     desks: Mapping[str, Desk]
-    evaluate: Callable[[Parameters], Counts]
+    evaluate: Callable[[Parameters, int], Counts]
     watcher: Watcher
     timeout: float
     validation: Sequence[Row] = ()
@@ -77,7 +82,7 @@ class TrainingRun:
                 when_late=self.when_late,
                 wait=self.wait,
                 timeout=self.timeout,
-                score_before=self.evaluate(state.model).headline,
+                score_before=self.evaluate(state.model, 0).headline,
             )
             folder.create(settings, self.bundle, self.validation, state, self._first_turn(0))
             return self._go_on(strategy, folder)
@@ -127,14 +132,28 @@ class TrainingRun:
     ) -> tuple[ServerState, Line]:
         """The state after a turn, and its line in the history."""
         if isinstance(outcome, SkippedRound):
-            return (replace(state, round=state.round + 1) if outcome.purpose == "train" else state), outcome
+            return (self._grown(replace(state, round=state.round + 1)) if outcome.purpose == "train" else state), outcome
         failures = position.failures
         missing = absent(self._planned(position), outcome.order.cohort, failures, position.gone)
         if outcome.order.purpose == "evaluate":
             return state, evaluation_record(self.plan, outcome, failures, missing)
         after = strategy.apply(state, outcome.mean, self.orders.share(outcome.order))
         moved = relative_update(state.model, after.model, list(outcome.mean))
-        return after, round_record(self.plan, outcome, self.evaluate(after.model), moved, failures, missing)
+        after = self.wire.after(state, after, outcome.order, outcome.values)
+        scored = self.evaluate(after.model, outcome.order.round)
+        return self._grown(after), round_record(self.plan, outcome, scored, moved, failures, missing)
+
+    @cached_property
+    def wire(self) -> Wire:
+        """How the run's messages become small."""
+        return Wire(self.plan, self.bundle)
+
+    def _grown(self, state: ServerState) -> ServerState:
+        """The state before the next round: where that has more layers, with the first head again, and empty slots."""
+        model = grown(self.plan, state.round, state.model, parameters.from_bytes(self.bundle.weights))
+        if model is None:
+            return state
+        return replace(state, model=model, slots={}, since=state.round, wire=still_owed(state.wire, state.model, model))
 
     def _attempts(
         self, strategy: Strategy, folder: RunFolder, position: Position, state: ServerState, history: History
@@ -156,14 +175,17 @@ class TrainingRun:
             if order is None:
                 failed = position.failures if self.when_late != "wait" else ()
                 cohort = next_cohort(planned, failed, self.plan.minimal_cohort)
-                control = None
-                if purpose == "train" and self.plan.strategy == "scaffold":
-                    control = control_of(extra, state.since, cohort, history.rounds)
-                order = self.orders.make(purpose, position.round, len(position.failures), cohort, model, control)
+                control = compression = None
+                if purpose == "train":
+                    control = control_of(self.plan, extra, state.since, cohort, history.rounds)
+                    compression = self.wire.compression(state)
+                attempt = len(position.failures)
+                order = self.orders.make(purpose, position.round, attempt, cohort, model, control, compression)
                 position = folder.move(position.model_copy(update={"order": order}))
             try:
-                blobs = (self.bundle.vocabulary, model, *(() if extra is None else (extra,)))
-                return position, state, self._carry(order, blobs, evidence)
+                more = (extra, self.wire.kept(state) if purpose == "train" else None)
+                blobs = (Delivery(blob) for blob in (self.bundle.vocabulary, *more) if blob is not None)
+                return position, state, self._carry(order, (*blobs, *self.wire.deliveries(model)), evidence)
             except RoundFailed as error:
                 shutil.rmtree(evidence.folder, ignore_errors=True)  # of no use: it is not the evidence of an opened sum
                 position, left = self._noted(position, error)
@@ -174,14 +196,15 @@ class TrainingRun:
                     state = strategy.anew(state)
                     position = folder.commit(position, state)
 
-    def _carry(self, order: Signed, blobs: Sequence[bytes], evidence: Evidence) -> Opened:
+    def _carry(self, order: Signed, deliveries: Sequence[Delivery], evidence: Evidence) -> Opened:
         """One order, sent again while late owners are waited for. Raises: RoundFailed."""
         deadline = time.monotonic() + (self.wait if self.when_late == "wait" else 0.0)
         while True:
             shutil.rmtree(evidence.folder, ignore_errors=True)
             try:
                 orders, tells = self.orders, (self.watcher.step, self.watcher.phase)
-                return run_round(self.desks, orders.function, order, blobs, orders.registry, evidence, self.timeout, *tells)
+                signed = (orders.function, order, deliveries, orders.registry, evidence)
+                return run_round(self.desks, *signed, self.timeout, *tells, self.wire.mean)
             except RoundFailed as error:
                 left = deadline - time.monotonic()
                 if left <= 0 or not may_pass(error.failures):

@@ -20,13 +20,15 @@ class ServerState:
 
     ``round`` is the next round's index and ``model`` the global model (all tensors, frozen ones too). ``slots`` are the
     strategy's own tensors by name (``momentum``, ``second_moment``, ``control``), for the trained tensors only; empty until
-    the first round. ``since`` is the round from which on the slots were gathered.
+    the first round. ``since`` is the round from which on the slots were gathered. ``wire``
+    is no strategy's: what the next rounds' messages need (``scientist.wire``).
     """
 
     round: int
     model: Parameters
     slots: Mapping[str, Parameters] = field(default_factory=dict)
     since: int = 0
+    wire: Mapping[str, Parameters] = field(default_factory=dict)
 
 
 class Strategy(Protocol):

@@ -1,5 +1,7 @@
 """Server optimizers over the owners' mean update, which stands for a gradient (with the sign turned).
 
+Moments are kept for each tensor by itself: one that a round does not train keeps its moments as they are.
+
 Sources: Hsu et al. 2019 (FedAvgM); Reddi et al. 2021, arXiv 2003.00295, Algorithm 2 (FedAdam, FedYogi), without bias
 correction, as published.
 """
@@ -26,11 +28,10 @@ class FedAvgM(FromModel):
 
     def apply(self, state: ServerState, mean: Parameters, cohort_share: float = 1.0) -> ServerState:
         """One step with momentum. Raises: ModelError."""
-        momentum = mean
-        if MOMENTUM in state.slots:
-            momentum = parameters.add(parameters.scale(state.slots[MOMENTUM], self.beta), mean)
+        before = state.slots.get(MOMENTUM, {})
+        momentum = {name: np.float32(self.beta) * before[name] + mean[name] if name in before else mean[name] for name in mean}
         model = moved(state.model, parameters.scale(momentum, self.server_lr))
-        return replace(state, round=state.round + 1, model=model, slots={MOMENTUM: momentum})
+        return replace(state, round=state.round + 1, model=model, slots={MOMENTUM: before | momentum})
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,15 @@ class FedAdam(FromModel):
 
     def apply(self, state: ServerState, mean: Parameters, cohort_share: float = 1.0) -> ServerState:
         """One adaptive step. Raises: ModelError."""
-        first = state.slots.get(MOMENTUM) or {name: np.zeros_like(array) for name, array in mean.items()}
-        second = state.slots.get(SECOND_MOMENT) or {name: np.full_like(array, self.tau**2) for name, array in mean.items()}
+        before = {slot: state.slots.get(slot, {}) for slot in (MOMENTUM, SECOND_MOMENT)}
+        first = {name: before[MOMENTUM].get(name, np.zeros_like(array)) for name, array in mean.items()}
+        second = {name: before[SECOND_MOMENT].get(name, np.full_like(array, self.tau**2)) for name, array in mean.items()}
         first = parameters.add(parameters.scale(first, self.beta1), parameters.scale(mean, 1 - self.beta1))
         second = self._second_moment(second, {name: np.square(array) for name, array in mean.items()})
         step = {
             name: np.float32(self.server_lr) * first[name] / (np.sqrt(second[name]) + np.float32(self.tau)) for name in mean
         }
-        slots = {MOMENTUM: first, SECOND_MOMENT: second}
+        slots = {MOMENTUM: before[MOMENTUM] | first, SECOND_MOMENT: before[SECOND_MOMENT] | second}
         return replace(state, round=state.round + 1, model=moved(state.model, step), slots=slots)
 
     def _second_moment(self, second: Parameters, squares: Parameters) -> Parameters:

@@ -3,12 +3,15 @@
 An owner k steps with g - c_k + c, where g is its gradient (clipped, noised), c_k its own control variate and c the server's,
 and afterwards c_k <- c_k - rho (c + D_k / L): D_k is its update and L the sum of the round's learning rates. What c_k changes
 by does not depend on c_k, so that the server finds the change of c = sum_k p_k c_k over all owners from the mean update alone.
+Control variates are kept for each tensor by itself: those of tensors that a round does not train stay as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from fl_privacy import parameters
 from fl_privacy.parameters import Parameters
@@ -35,11 +38,11 @@ class Scaffold(FromModel):
     def apply(self, state: ServerState, mean: Parameters, cohort_share: float) -> ServerState:
         """Move the model and the control variate. Raises: ModelError."""
         weight = self.damping * cohort_share
+        before = state.slots.get(CONTROL, {})
         control = parameters.scale(mean, -weight / self.rate_sum(state.round))
-        if CONTROL in state.slots:
-            control = parameters.add(parameters.scale(state.slots[CONTROL], 1 - weight), control)
+        control |= {name: np.float32(1 - weight) * before[name] + control[name] for name in mean if name in before}
         model = moved(state.model, parameters.scale(mean, self.server_lr))
-        return replace(state, round=state.round + 1, model=model, slots={CONTROL: control})
+        return replace(state, round=state.round + 1, model=model, slots={CONTROL: before | control})
 
     @staticmethod
     def anew(state: ServerState) -> ServerState:

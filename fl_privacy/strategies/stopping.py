@@ -69,10 +69,10 @@ def noise_floor(
 
     ``minimal_update`` ends no run while it is below this, times ``server_lr``, over the norm of the model. For SGD, exact in
     the mean square but for weight decay; None for AdamW, which divides the noise's own size out, and where FedProx or SCAFFOLD
-    add terms of their own.
+    add terms of their own, or only a part of the coordinates is sent.
     Args: coordinates that are trained; noise_multipliers and declared sizes by owner, of the round's cohort.
     """
-    if plan.optimizer != "sgd" or plan.strategy in ("fedprox", "scaffold"):
+    if plan.optimizer != "sgd" or plan.strategy in ("fedprox", "scaffold") or plan.sent != "all":
         return None
     total = sum(sizes.values())
     length = float(np.linalg.norm(plan.rates(round_index))) * plan.max_grad_norm / plan.batch_size

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_privacy import parameters
 from fl_privacy.encryption.packing import choose_encoding
 from fl_privacy.messages import Row
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import accuracy
 import accuracy_data
-from accuracy_arms import Cell, mean_update
+from accuracy_arms import Cell
+from accuracy_cells import Kept
+from accuracy_federation import in_fixed_point, mean_update
 from accuracy_report import draw, goals, spread
 
 AMOUNTS = accuracy_data.Amounts(public=10, dev=5, private=20, least=3)
@@ -74,13 +75,13 @@ def test_a_split_that_cannot_give_each_owner_enough_is_refused() -> None:
 
 def test_the_mean_update_is_the_weighted_mean_within_the_steps_of_its_fixed_point() -> None:
     generator = np.random.default_rng(1)
-    updates = [{"w": generator.uniform(-1, 1, 500).astype(np.float32)} for _ in range(4)]
+    updates = [generator.uniform(-1, 1, 500).astype(np.float32) for _ in range(4)]
     sizes = [100, 200, 300, 400]
     encoding = choose_encoding(4, 8, 0.4)
-    found = mean_update(updates, sizes, encoding, generator)
-    exact = sum(parameters.scale(update, size / 1000)["w"] for update, size in zip(updates, sizes, strict=True))
-    assert np.abs(found["w"] - exact).max() < 4 * 0.4 / 127
-    assert np.abs((found["w"] - exact).mean()) < 3e-4  # stochastic rounding has no bias
+    found = mean_update(in_fixed_point(updates, sizes, encoding, generator), encoding)
+    exact = sum(update * (size / 1000) for update, size in zip(updates, sizes, strict=True))
+    assert np.abs(found - exact).max() < 4 * 0.4 / 127
+    assert np.abs((found - exact).mean()) < 3e-4  # stochastic rounding has no bias
 
 
 def test_goals_compare_the_seeds_that_both_arms_have_and_can_be_missed() -> None:
@@ -98,12 +99,12 @@ def test_goals_compare_the_seeds_that_both_arms_have_and_can_be_missed() -> None
 
 def test_cells_of_a_killed_run_are_kept_but_for_the_one_that_was_being_written(tmp_path: Path) -> None:
     path = tmp_path / "cells.jsonl"
-    accuracy.Kept(path).add("one", _cell("base", None, 0, 0.5))
+    Kept(path).add("one", _cell("base", None, 0, 0.5))
     with path.open("a", encoding="utf-8") as file:
         file.write('{"key": "two", "headl')
-    kept = accuracy.Kept(path)
+    kept = Kept(path)
     kept.add("three", _cell("local", None, 0, 0.25))
-    again = accuracy.Kept(path)
+    again = Kept(path)
     assert [again.get(key) is not None for key in ("one", "two", "three")] == [True, False, True]
 
 

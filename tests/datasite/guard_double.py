@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from fl_privacy.errors import BudgetExceeded, FlPrivacyError, MessageError, NotApproved, OrderRefused, to_wire
-from fl_privacy.messages import CloseRequest, RevealRequest, RoundOrder, Signed, sign
+from fl_privacy.errors import BlobMissing, BudgetExceeded, FlPrivacyError, MessageError, NotApproved, OrderRefused, to_wire
+from fl_privacy.messages import CloseRequest, RevealRequest, Signed, sign
 from fl_privacy.model_spec import ModelSpec
 from fl_privacy.plan import TrainingPlan
+from fl_privacy.round_order import RoundOrder
 
 STEPS = 4
 
@@ -92,6 +93,17 @@ class GuardDouble:
                 raise MessageError("other bytes")
             self.blobs[sha256], self.uploaders[sha256] = body, request.headers["x-fl-key"]
             return {"bytes": len(body)}
+
+        @app.get("/v1/uploads/{sha256}")
+        def holds(sha256: str, request: Request) -> dict[str, bool]:
+            return {"held": self.uploaders.get(sha256) == request.headers["x-fl-key"]}
+
+        @app.put("/v1/models/{sha256}/{base}/{step}")
+        def compose(sha256: str, base: str, step: str, request: Request) -> dict[str, bool]:
+            if not {base, step} <= self.blobs.keys():
+                raise BlobMissing("has not been uploaded")
+            self.blobs[sha256], self.uploaders[sha256] = self.blobs[base] + self.blobs[step], request.headers["x-fl-key"]
+            return {"held": True}
 
         @app.get("/v1/blobs/{sha256}")
         def get_blob(sha256: str) -> Response:

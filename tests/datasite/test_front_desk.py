@@ -8,7 +8,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fl_privacy.datasite import front_desk
 from fl_privacy.datasite.front_desk import GUARD_SOCKET, hand_over
 from fl_privacy.errors import BudgetExceeded, ConnectionFailed, MessageError, NotApproved, OrderRefused, from_wire
-from fl_privacy.messages import RoundOrder, Signed, open_signed, public_hex, sign
+from fl_privacy.messages import Signed, open_signed, public_hex, sign
+from fl_privacy.round_order import RoundOrder
 from fl_privacy.template import signed_plan_of
 from tests.datasite.guard_double import STEPS, GuardDouble, an_order
 

@@ -18,6 +18,7 @@ from fl_privacy.datasite import limits, relay
 from fl_privacy.datasite.limits import Buckets, Limits, Rate
 from fl_privacy.datasite.relay import FRESH_SECONDS, Gate
 from fl_privacy.errors import (
+    BlobMissing,
     ConnectionFailed,
     CredentialsRefused,
     DigestMismatch,
@@ -212,6 +213,12 @@ def test_a_guest_gets_no_further_than_the_relay(url):
         ("GET", "/fl/v1/closings"),
         ("PUT", "/fl/v1/reveals"),
         ("POST", "/fl/v1/closings/x"),
+        ("GET", "/fl/v1/uploads"),
+        ("GET", "/fl/v1/uploads/" + "0" * 63),
+        ("PUT", "/fl/v1/uploads/" + "0" * 64),
+        ("GET", "/fl/v1/models/" + "/".join(["0" * 64] * 3)),
+        ("PUT", "/fl/v1/models/" + "/".join(["0" * 64] * 2)),
+        ("PUT", "/fl/v1/models/" + "/".join(["0" * 64] * 2 + ["../info"])),
     ],
 )
 def test_only_listed_routes_exist(url, method, path):
@@ -245,6 +252,23 @@ def test_a_key_that_asks_too_often_waits_and_another_does_not(guard_socket):
 
 def test_the_guard_is_told_whose_upload_it_is(client, guard: GuardDouble):
     assert guard.uploaders[client.put_blob(b"mine")] == public_hex(SCIENTIST)
+
+
+def test_the_guard_is_told_who_asks_what_it_holds_and_who_has_a_model_made(client, url, guard: GuardDouble):
+    base, step = client.put_blob(b"base "), client.put_blob(b"step")
+    model = hashlib.sha256(b"base step").hexdigest()
+    assert (client.holds(base), client.holds(model)) == (True, False)
+    sent = client.bytes_sent
+    client.put_model(model, base, step)
+    assert client.holds(model) and guard.blobs[model] == b"base step" and guard.uploaders[model] == public_hex(SCIENTIST)
+    assert client.bytes_sent == sent
+    with pytest.raises(BlobMissing, match="has not been uploaded"):
+        client.put_model("1" * 64, "2" * 64, step)
+    guard.uploaders[base] = public_hex(GUEST)
+    assert not client.holds(base)
+    for ask in (lambda other: other.holds(base), lambda other: other.put_model(model, base, step)):
+        with pytest.raises(CredentialsRefused):
+            ask(RelayClient("alba", url, GUEST))
 
 
 def test_a_dead_guard_is_named(tmp_path):

@@ -28,7 +28,8 @@ from fl_privacy.errors import (
     PlanError,
     RequestDenied,
 )
-from fl_privacy.messages import CorpusCard, RoundOrder, Row, Signed, open_signed, public_hex, sign
+from fl_privacy.messages import CorpusCard, Row, Signed, open_signed, public_hex, sign
+from fl_privacy.round_order import RoundOrder
 from fl_privacy.scientist.desk import Desk
 from fl_privacy.scientist.relay import RelayClient
 from tests.datasite.guard_double import STEPS, GuardDouble, an_order

@@ -22,8 +22,9 @@ from fl_privacy.guard.domain import Domain
 from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.orders import OrderFolder
-from fl_privacy.messages import CloseRequest, OpenedSum, OpenRequest, RoundOrder, Signed, UpdateReceipt, sign
+from fl_privacy.messages import CloseRequest, OpenedSum, OpenRequest, Signed, UpdateReceipt, sign
 from fl_privacy.plan import ATTEMPTS_PER_ROUND
+from fl_privacy.round_order import RoundOrder
 from tests.builders import OWNERS, enrol_all, order_for, text_rows, texts, tiny_bundle, tiny_plan, write_domain
 from tests.durability.traps import Traps
 from tests.guard.conftest import ROWS, finished, upload

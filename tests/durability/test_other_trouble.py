@@ -13,7 +13,7 @@ from fl_privacy.errors import HomeError, NotApproved
 from fl_privacy.guard.approvals import check_not_expired
 from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
-from fl_privacy.messages import RoundOrder
+from fl_privacy.round_order import RoundOrder
 from tests.guard.conftest import Strongrooms, make_strongrooms
 from tests.guard.protocol import Worker, attempt
 from tests.guard.test_closing import rebirth, serving

@@ -21,10 +21,11 @@ from fl_privacy.guard import closing, orders
 from fl_privacy.guard.blobs import Blobs
 from fl_privacy.guard.home_ledger import HomeLedger
 from fl_privacy.guard.rounds import Rounds
-from fl_privacy.messages import RevealRequest, RoundOrder, SelfMaskReveal, Signed
+from fl_privacy.messages import RevealRequest, SelfMaskReveal, Signed
 from fl_privacy.privacy.chain import VerifiedLedger
 from fl_privacy.privacy.entries import Reserve
 from fl_privacy.privacy.entry_file import EntryFile
+from fl_privacy.round_order import RoundOrder
 from tests.durability.runner import Runner
 from tests.durability.test_crash_matrix import ORDER, point
 from tests.durability.traps import Mode

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fl_privacy.guard import closing, worker
-from fl_privacy.messages import RoundOrder
+from fl_privacy.round_order import RoundOrder
 
 Mode = Literal["before", "after", "torn", "full", "worker"]
 Result = TypeVar("Result")

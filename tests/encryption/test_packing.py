@@ -23,7 +23,7 @@ from fl_privacy.encryption.packing import (
     unpack,
 )
 from fl_privacy.errors import CohortTooSmall, EncodingOverflow
-from fl_privacy.messages import CkksEncoding, RoundOrder
+from fl_privacy.round_order import CkksEncoding, RoundOrder
 from tests.builders import tiny_bundle, tiny_plan
 from tests.secure_cohort import make_cohort
 

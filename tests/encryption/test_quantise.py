@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from fl_privacy.encryption.packing import Fields, choose_encoding
 from fl_privacy.encryption.quantise import Dither, dequantise_sum, quantise
 from fl_privacy.errors import ChecksumMismatch, EncodingOverflow
-from fl_privacy.messages import Encoding
 from fl_privacy.parameters import Vector
+from fl_privacy.round_order import Encoding
 
 ENCODING = choose_encoding(3, 8, 0.05)
 TOP = 127

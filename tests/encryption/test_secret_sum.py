@@ -29,8 +29,8 @@ from fl_privacy.errors import (
     FlPrivacyError,
     KeyMissing,
 )
-from fl_privacy.messages import Encoding
 from fl_privacy.parameters import Vector, count
+from fl_privacy.round_order import Encoding
 from tests.secure_cohort import SecureCohort, make_cohort
 
 
@@ -129,7 +129,7 @@ ADD = """
 import resource, sys
 from pathlib import Path
 from fl_privacy.encryption.blind_sum import add_updates
-from fl_privacy.messages import RoundOrder
+from fl_privacy.round_order import RoundOrder
 folder = Path(sys.argv[1])
 order = RoundOrder.parse((folder / "order").read_bytes())
 add_updates([folder / owner for owner in order.cohort], order, folder / "total")

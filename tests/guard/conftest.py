@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fl_privacy import template
+from fl_privacy.guard.blobs import NOBODY
 from fl_privacy.guard.corpus import add_corpus
 from fl_privacy.guard.domain import Domain
 from fl_privacy.guard.guard import Guard
@@ -22,6 +23,7 @@ from fl_privacy.guard.home import GuardHome
 from fl_privacy.learning.models import ModelBundle
 from fl_privacy.messages import Signed, sign
 from fl_privacy.plan import TrainingPlan
+from fl_privacy.row_files import PLAIN, Fields
 from tests.builders import OWNERS, enrol_all, order_for, text_rows, texts, tiny_bundle, tiny_plan, write_domain
 
 if TYPE_CHECKING:
@@ -56,14 +58,14 @@ class Strongrooms:
         return hashlib.sha256(blob).hexdigest()
 
 
-def upload(guard: Guard, blob: bytes, name: str | None = None) -> None:
+def upload(guard: Guard, blob: bytes, name: str | None = None, uploader: str = NOBODY) -> None:
     """Send a blob as the relay does."""
 
     async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(blob), 1000):
             yield blob[start : start + 1000]
 
-    asyncio.run(guard.blobs.receive(name or hashlib.sha256(blob).hexdigest(), chunks()))
+    asyncio.run(guard.blobs.receive(name or hashlib.sha256(blob).hexdigest(), chunks(), uploader))
 
 
 def finished(guard: Guard, digest: str, seconds: float = 120.0) -> dict[str, Any]:
@@ -76,20 +78,27 @@ def finished(guard: Guard, digest: str, seconds: float = 120.0) -> dict[str, Any
     return state
 
 
-def make_guard(folder: Path, owner: str, rows: int = ROWS, epsilon: float = 8.0) -> Guard:
-    """A guard with a corpus and no companions yet."""
+def make_guard(folder: Path, owner: str, rows: int = ROWS, epsilon: float = 8.0, labels: Sequence[str] = ()) -> Guard:
+    """A guard with a corpus, labelled where ``labels`` are given, and no companions yet."""
     home = GuardHome.create(folder / owner, Domain.read(write_domain(folder, owner, epsilon)))
     file = folder / f"{owner}.jsonl"
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(rows, seed=sum(map(ord, owner)))))
-    add_corpus(home, file, text_rows(5, seed=99))
+    lines = [{"text": text} for text in texts(rows, seed=sum(map(ord, owner)))]
+    mock_rows, fields = text_rows(5, seed=99), PLAIN
+    if labels:
+        lines = [line | {"label": labels[number % len(labels)]} for number, line in enumerate(lines)]
+        mock_rows, fields = [row.model_copy(update={"label": labels[0]}) for row in mock_rows], Fields(label="label")
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    add_corpus(home, file, mock_rows, fields)
     return Guard(home)
 
 
-def make_strongrooms(folder: Path, epsilon: float = 8.0, owners: tuple[str, ...] = OWNERS, **changes: Any) -> Strongrooms:
+def make_strongrooms(
+    folder: Path, epsilon: float = 8.0, owners: tuple[str, ...] = OWNERS, bundle: ModelBundle | None = None, **changes: Any
+) -> Strongrooms:
     """Enrolled guards that hold the shared key and have approved one plan; ``changes`` are the plan's."""
-    guards = {owner: make_guard(folder, owner, epsilon=epsilon) for owner in owners}
+    bundle = bundle or tiny_bundle()
+    guards = {owner: make_guard(folder, owner, epsilon=epsilon, labels=bundle.spec.labels) for owner in owners}
     enrol_all({owner: guard.enrolment for owner, guard in guards.items()})
-    bundle = tiny_bundle()
     rooms = Strongrooms(guards, Ed25519PrivateKey.generate(), tiny_plan(bundle, owners=owners, **changes), bundle)
     for guard in guards.values():
         guard.approve(rooms.code)

@@ -20,8 +20,9 @@ from fl_privacy.guard.domain import Domain
 from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.service import front_app
-from fl_privacy.messages import RoundOrder, Signed, TensorSpec
+from fl_privacy.messages import Signed, TensorSpec
 from fl_privacy.parameters import Vector
+from fl_privacy.round_order import RoundOrder
 from fl_privacy.scientist.relay import RelayClient
 from tests.builders import OWNERS, write_domain
 

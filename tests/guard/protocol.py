@@ -13,8 +13,9 @@ import numpy as np
 from fl_privacy.encryption.blind_sum import add_updates
 from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.worker import Job
-from fl_privacy.messages import CloseRequest, OpenRequest, RevealRequest, RoundOrder, Signed, UpdateReceipt
+from fl_privacy.messages import CloseRequest, OpenRequest, RevealRequest, Signed, UpdateReceipt
 from fl_privacy.parameters import Vector, count
+from fl_privacy.round_order import RoundOrder
 from tests.guard.conftest import Strongrooms, finished
 
 

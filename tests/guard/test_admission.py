@@ -23,7 +23,8 @@ from fl_privacy.errors import (
     SignatureInvalid,
 )
 from fl_privacy.guard.corpus import add_corpus
-from fl_privacy.messages import CkksEncoding, TensorSpec, sign
+from fl_privacy.messages import TensorSpec, sign
+from fl_privacy.round_order import CkksEncoding
 from tests.builders import tiny_plan
 from tests.guard.conftest import ROWS, Strongrooms, finished, make_strongrooms
 from tests.guard.protocol import Worker

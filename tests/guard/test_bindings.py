@@ -22,7 +22,8 @@ from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.pause import pause, paused, resume
 from fl_privacy.guard.worker import Job
-from fl_privacy.messages import OpenRequest, RoundOrder
+from fl_privacy.messages import OpenRequest
+from fl_privacy.round_order import RoundOrder
 from tests.guard.conftest import Strongrooms, finished, make_strongrooms
 from tests.guard.protocol import Attempt, Worker
 

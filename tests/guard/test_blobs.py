@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
-from fl_privacy.errors import DigestMismatch, FlPrivacyError, MessageError, OrderRefused, TooLarge
+from fl_privacy.errors import DigestMismatch, FlPrivacyError, HomeError, MessageError, OrderRefused, TooLarge
 from fl_privacy.guard import blobs as module
 from fl_privacy.guard.blobs import Blobs
 
@@ -185,6 +186,87 @@ def test_uploads_that_are_under_way_count(blobs: Blobs, monkeypatch: pytest.Monk
     with pytest.raises(TooLarge):
         bring(blobs, b"1234", ADA)
     bring(blobs, b"1234", BOB)
+
+
+def test_what_two_keys_brought_goes_from_the_quota_of_one_and_stays_for_the_other(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UPLOADER_COUNT", 1)
+    shared = bring(blobs, b"vocabulary", ADA)
+    assert bring(blobs, b"vocabulary", BOB) == shared
+    bobs = bring(blobs, b"bob's", BOB)
+    assert kept(blobs) == {shared, bobs}
+    assert blobs.holds(shared, ADA) and not blobs.holds(shared, BOB)
+    adas = bring(blobs, b"ada's", ADA)
+    assert kept(blobs) == {adas, bobs}, "nobody has room for it any more"
+
+
+def test_whether_a_blob_is_held_is_told_to_those_who_brought_it_only(blobs: Blobs) -> None:
+    """Else anybody could test which models and vocabularies others train with."""
+    name = bring(blobs, b"ada's", ADA)
+    assert [blobs.holds(name, key) for key in (ADA, BOB, module.NOBODY)] == [True, False, False]
+    assert not blobs.holds(name_of(b"never came"), ADA)
+    with pytest.raises(MessageError):
+        blobs.holds("../corpus/rows.jsonl", ADA)
+
+
+def test_bringing_what_another_has_brought_changes_no_answer_to_that_one(blobs: Blobs) -> None:
+    name = bring(blobs, b"same", ADA)
+    assert bring(blobs, b"same", BOB) == name
+    assert blobs.holds(name, ADA) and blobs.holds(name, BOB)
+    blobs.discard(name, BOB)
+    assert blobs.holds(name, ADA) and not blobs.holds(name, BOB)
+    blobs.discard(name, BOB)  # not its to delete
+    assert blobs.holds(name, ADA)
+    blobs.discard(name, ADA)
+    assert list(blobs.inbox.iterdir()) == []
+
+
+def test_a_blob_that_has_rotted_is_not_held_until_it_comes_again(blobs: Blobs) -> None:
+    name = bring(blobs, b"good", ADA)
+    (blobs.inbox / name).write_bytes(b"evil")
+    assert not blobs.holds(name, ADA)
+    bring(blobs, b"good", ADA)
+    assert blobs.holds(name, ADA)
+
+
+def test_what_was_just_asked_for_is_not_the_first_to_make_room_or_to_grow_old(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UPLOADER_COUNT", 2)
+    vocabulary = bring(blobs, b"vocabulary", ADA)
+    bring(blobs, b"model", ADA)
+    for path in blobs.inbox.iterdir():
+        os.utime(path, (time.time() - (200 if vocabulary in path.name else 100),) * 2)
+    assert blobs.holds(vocabulary, ADA)
+    assert all(path.stat().st_mtime > time.time() - 50 for path in blobs.inbox.glob(f"{vocabulary}*"))
+    arrived = bring(blobs, b"next", ADA)
+    assert kept(blobs) == {vocabulary, arrived}, "the model went, which was brought later and not asked for"
+
+
+def test_what_is_made_here_is_kept_under_its_hash_within_its_keys_quota_or_not_at_all(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DigestMismatch):
+        blobs.store(name_of(b"right"), b"wrong", ADA)
+    with pytest.raises(MessageError):
+        blobs.store("../x", b"x", ADA)
+    monkeypatch.setattr(module, "UPLOADER_QUOTA", 3)
+    with pytest.raises(TooLarge, match="one scientist's uploads"):
+        blobs.store(name_of(b"1234"), b"1234", ADA)
+    assert list(blobs.inbox.iterdir()) == []
+    blobs.store(name_of(b"123"), b"123", ADA)
+    assert blobs.holds(name_of(b"123"), ADA)
+
+
+def test_a_full_disk_leaves_nothing_of_what_is_made_here(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(HomeError, match="No space left"):
+        blobs.store(name_of(b"1234"), b"1234", ADA)
+    assert list(blobs.inbox.iterdir()) == []
 
 
 def test_an_uploader_that_is_no_key_reaches_no_file(blobs: Blobs) -> None:

@@ -19,8 +19,9 @@ from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.orders import OrderFolder
 from fl_privacy.guard.worker import Job, _correction
 from fl_privacy.learning.private_counts import order_specs
-from fl_privacy.messages import Control, OpenedSum, RoundOrder, Signed
+from fl_privacy.messages import OpenedSum, Signed
 from fl_privacy.parameters import Parameters, Vector, count, flatten, from_bytes, to_bytes, unflatten
+from fl_privacy.round_order import Control, RoundOrder
 from fl_privacy.strategies.base import ServerState
 from fl_privacy.strategies.registry import strategy_of
 from tests.guard.conftest import ROWS, Strongrooms, finished, make_strongrooms
@@ -138,7 +139,8 @@ class Scientist:
         """c_k, as the owner's guard keeps it."""
         if owner not in self.last:
             return np.zeros_like(self.variate)
-        return np.fromfile(folder_of(self.rooms.guards[owner], self.last[owner]).control, "<f4")
+        kept = from_bytes(folder_of(self.rooms.guards[owner], self.last[owner]).control.read_bytes())
+        return flatten(kept, order_specs(self.rooms.plan, "train"))
 
 
 @pytest.fixture
@@ -226,12 +228,12 @@ def test_only_the_variates_that_a_later_order_may_name_are_kept(scientist: Scien
     for _ in range(3):
         scientist.round()
     guard = scientist.rooms.guards["bank"]
-    kept = [path.parent.name for path in (guard.home.folder / "rounds").rglob("control.f32")]
+    kept = [path.parent.name for path in (guard.home.folder / "rounds").rglob("control.safetensors")]
     assert scientist.last["bank"] in kept and len(kept) == 2
     mode = folder_of(guard, scientist.last["bank"]).control.stat().st_mode
     assert mode & 0o777 == 0o600
     guard.rounds.withdraw(scientist.rooms.plan.digest(), "done")
-    assert list((guard.home.folder / "rounds").rglob("control.f32")) == []
+    assert list((guard.home.folder / "rounds").rglob("control.safetensors")) == []
 
 
 def test_a_guard_that_was_restarted_goes_on_with_its_variate(scientist: Scientist) -> None:
@@ -367,7 +369,7 @@ def test_real_workers_train_with_the_correction_and_never_send_their_own(tmp_pat
     for owner, guard in rooms.guards.items():
         update = np.fromfile(folder_of(guard, second.order.digest()).update, "<f4")
         assert update.mean() == pytest.approx(-1.5 * sum(rooms.plan.rates(1)), rel=0.05)
-        private = folder_of(guard, first.order.digest()).control.read_bytes()[:64]
+        private = folder_of(guard, first.order.digest()).control.read_bytes()[-64:]
         leaving = [path.read_bytes() for path in (guard.home.folder / "outbox").iterdir()]
         assert all(private not in blob for blob in leaving), owner
     for guard in rooms.guards.values():

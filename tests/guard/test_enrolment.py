@@ -25,7 +25,7 @@ from fl_privacy.errors import (
 from fl_privacy.guard import enrolment
 from fl_privacy.guard.enrolment import EnrolRequest
 from fl_privacy.guard.guard import Guard
-from fl_privacy.messages import RoundOrder
+from fl_privacy.round_order import RoundOrder
 from fl_privacy.scientist.enrolment import common_key, common_registry, registry_states, relay_keys
 from tests.builders import OWNERS, enrol_all
 from tests.guard.conftest import Strongrooms, finished

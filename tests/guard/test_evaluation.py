@@ -27,12 +27,13 @@ from fl_privacy.learning.metrics import TokenCounts
 from fl_privacy.learning.models import build_model
 from fl_privacy.learning.private_counts import COUNTS, NATS, order_specs, read_sum
 from fl_privacy.learning.tokenizer import tokenizer_of
-from fl_privacy.messages import OpenedSum, RoundOrder, Row, Signed, UpdateReceipt, sign
+from fl_privacy.messages import OpenedSum, Row, Signed, UpdateReceipt, sign
 from fl_privacy.parallel_composition import ASSUMPTION
 from fl_privacy.parameters import count
 from fl_privacy.privacy.accounting import epsilon
 from fl_privacy.privacy.audit import audit_export, pld_epsilon
 from fl_privacy.privacy.holdout import held_out
+from fl_privacy.round_order import RoundOrder
 from fl_privacy.row_files import StoredRows
 from tests.builders import tiny_plan
 from tests.guard.conftest import ROWS, Strongrooms, finished, make_strongrooms
@@ -235,7 +236,7 @@ def rooms_code(rooms: Strongrooms) -> str:
         ({"round": 3}, "the approved plan evaluates no model before round 3"),
         ({"encoding": "train"}, "encoding"),
         ({"tensors": "train"}, "tensors are not the ones that an evaluation of this task counts"),
-        ({"purpose": "train", "tensors": "evaluate"}, "tensors are not the ones that `trainable = all` gives"),
+        ({"purpose": "train", "tensors": "evaluate"}, "tensors are not the ones that the approved plan trains in round 0"),
         ({"purpose": "train", "round": 2}, "round 2 is outside"),
         ({"weights": (200, 200, 100)}, "the weight of|encoding"),
         ({"model": "cd" * 32}, "round 0 must start"),

@@ -15,9 +15,10 @@ from fl_privacy.guard.domain import Domain
 from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.home_ledger import FILE, HEAD
-from fl_privacy.messages import RoundOrder, UpdateReceipt, sign
+from fl_privacy.messages import UpdateReceipt, sign
 from fl_privacy.owner_files import export_ledger, import_ledger, read_ledger
 from fl_privacy.privacy.entries import Spend, Witness
+from fl_privacy.round_order import RoundOrder
 from tests.builders import texts, write_domain
 from tests.guard.conftest import ROWS, Strongrooms, make_strongrooms
 from tests.guard.protocol import Attempt, Worker, changed

@@ -21,7 +21,8 @@ from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.policy import check_hours
 from fl_privacy.guard.sandbox import Isolation
-from fl_privacy.messages import RoundOrder, sign
+from fl_privacy.messages import sign
+from fl_privacy.round_order import RoundOrder
 from tests.builders import tiny_plan, write_domain
 from tests.guard.conftest import ROWS, Strongrooms, finished, make_guard
 from tests.guard.protocol import Worker, attempt

@@ -10,7 +10,7 @@ import pytest
 from fl_privacy.errors import TooLarge
 from fl_privacy.guard import blobs
 from fl_privacy.guard.retention import held
-from fl_privacy.messages import RoundOrder
+from fl_privacy.round_order import RoundOrder
 from tests.guard.conftest import Strongrooms, finished, upload
 from tests.guard.protocol import Worker, attempt
 
@@ -19,22 +19,39 @@ def test_uploads_beyond_the_quota_never_drop_what_an_unopened_order_needs(
     rooms: Strongrooms, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = attempt(rooms, tmp_path / "scientist")
-    guard, model = rooms.guards["bank"], made.order.model
-    survivors = made.close()
-    os.utime(guard.blobs.inbox / model, (0, 0))
+    guard, model, total = rooms.guards["bank"], made.order.model, made.closing.total
     monkeypatch.setattr(blobs, "UPLOADER_COUNT", 3)
-    for content in (b"one", b"two", b"three"):
-        upload(guard, content)
-    kept = {path.name for path in guard.blobs.inbox.iterdir() if not path.suffix}
-    assert len(kept) == 3 and {model, made.closing.total} < kept
-    monkeypatch.setattr(blobs, "UPLOADER_COUNT", 2)
-    with pytest.raises(TooLarge, match="2 are needed by orders that are not opened yet"):
+    for name in (model, total):  # the model until the order is closed, the total from then on until it is opened
+        os.utime(guard.blobs.inbox / name, (0, 0))
+        for content in (b"one", b"two", b"three"):
+            upload(guard, content)
+        kept = {path.name for path in guard.blobs.inbox.iterdir() if not path.suffix}
+        assert len(kept) == 3 and name in kept
+        if name == model:
+            upload(guard, made.total.read_bytes())
+            survivors = made.close()
+    monkeypatch.setattr(blobs, "UPLOADER_COUNT", 1)
+    with pytest.raises(TooLarge, match="1 are needed by orders that are not opened yet"):
         upload(guard, b"four")
     assert survivors == made.close(), "and the round goes on"
     guard.closing.open(made.opening())
-    monkeypatch.setattr(blobs, "UPLOADER_COUNT", 1)
     upload(guard, b"four")
     assert not (guard.blobs.inbox / model).exists()
+
+
+def test_an_owner_that_opens_no_sum_has_room_for_the_models_of_all_rounds(
+    rooms: Strongrooms, worker: Worker, tmp_path: Path
+) -> None:
+    """Orders that it has closed, and others opened, stay unopened at this owner for ever."""
+    guard = rooms.guards["bank"]
+    models = [rooms.plan.model.weights, rooms.upload(b"the model after round 0")]
+    for number, model in enumerate(models):
+        made = attempt(rooms, tmp_path / f"scientist{number}", round=number, model=model)
+        with held(guard.orders, guard.approvals) as needed:
+            assert needed & set(models) == {model}
+        made.close()
+    with held(guard.orders, guard.approvals) as needed:
+        assert not needed & set(models)
 
 
 def test_while_it_is_trained_an_order_needs_the_vocabulary_too(rooms: Strongrooms, worker: Worker) -> None:

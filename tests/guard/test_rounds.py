@@ -17,8 +17,9 @@ from fl_privacy.guard.admission import round_spend
 from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.orders import OrderFolder
-from fl_privacy.messages import OpenedSum, RoundOrder, Signed, UpdateReceipt, open_signed
+from fl_privacy.messages import OpenedSum, Signed, UpdateReceipt, open_signed
 from fl_privacy.parameters import count
+from fl_privacy.round_order import RoundOrder
 from tests.guard.conftest import ROWS, Strongrooms, finished, make_strongrooms, upload
 from tests.guard.protocol import Attempt, attempt, collected, sealed, values_of
 

@@ -18,7 +18,8 @@ from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.worker import Job
 from fl_privacy.ledger_statement import LedgerStatement
-from fl_privacy.messages import RoundOrder, open_signed, public_hex, sign
+from fl_privacy.messages import open_signed, public_hex, sign
+from fl_privacy.round_order import RoundOrder
 from fl_privacy.row_files import Fields, StoredRows
 from tests.builders import enrol_all, order_for, text_rows, texts, tiny_bundle, tiny_plan, write_domain
 from tests.guard.conftest import finished, make_guard, upload

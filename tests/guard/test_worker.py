@@ -55,6 +55,8 @@ def job(folder: Path, bundle: ModelBundle | None = None, rows: Sequence[Row] = (
         vocabulary=str(folder / "vocabulary"),
         tensors=specs_for(plan),
         update=str(folder / "update.f32"),
+        owner=plan.owners[0],
+        order="0" * 64,
     )
 
 

@@ -21,7 +21,7 @@ from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.learning import devices
 from fl_privacy.learning.private_counts import order_specs
-from fl_privacy.messages import RoundOrder
+from fl_privacy.round_order import RoundOrder
 from tests.builders import write_domain
 from tests.guard.conftest import Strongrooms, finished
 from tests.guard.test_worker import job

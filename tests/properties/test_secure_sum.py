@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 
 from fl_privacy.encryption.packing import Fields, choose_encoding, pack, unpack
 from fl_privacy.encryption.quantise import dequantise_sum, quantise
-from fl_privacy.messages import Encoding
 from fl_privacy.parameters import Vector
+from fl_privacy.round_order import Encoding
 from tests.secure_cohort import SecureCohort, make_cohort
 
 VALUES = arrays(np.float32, st.integers(1, 60), elements=st.floats(-0.125, 0.125, width=32))

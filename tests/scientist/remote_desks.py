@@ -35,7 +35,7 @@ from tests.guard.conftest import ROWS, Strongrooms
 from tests.guard_desk import GuardDesk
 from tests.scientist.runs import validation
 
-ACTIONS = ("run", "close_order", "reveal_self_mask", "put_blob", "put_file", "fetch_blob")
+ACTIONS = ("run", "close_order", "reveal_self_mask", "holds", "put_model", "put_blob", "put_file", "fetch_blob")
 STEP = 0.05 / 127  # of an update of the tiny plan: its multiples are not rounded
 
 

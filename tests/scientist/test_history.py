@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.progress import Progress
 
 from fl_privacy import display
 from fl_privacy.scientist.history import History, OwnerSpend, RoundRecord, parse_line
@@ -61,19 +62,20 @@ def test_progress_names_the_largest_epsilon_that_a_budget_bounds_and_its_period(
 
 def test_an_owners_bar_names_its_phase_and_its_steps() -> None:
     live = display.LiveRounds(3)
+    bars = live._screen.bars  # type: ignore[attr-defined]
     live.phase("bank", "sending")
-    assert bar_of(live) == ("sending", None)
+    assert bar_of(bars) == ("sending", None)
     live.step("bank", 2, 20)
-    assert bar_of(live) == ("training", 20)
+    assert bar_of(bars) == ("training", 20)
     live.phase("bank", "encrypting")
-    assert bar_of(live) == ("encrypting", 20)
+    assert bar_of(bars) == ("encrypting", 20)
     with display.console.capture() as seen:
-        display.console.print(live._bars.get_renderable())
+        display.console.print(bars.get_renderable())
     assert "round 1/3 bank" in seen.get() and "encrypting" in seen.get()
 
 
-def bar_of(live: display.LiveRounds) -> tuple[str, float | None]:
-    (task,) = live._bars.tasks
+def bar_of(bars: Progress) -> tuple[str, float | None]:
+    (task,) = bars.tasks
     return task.fields["phase"], task.total
 
 

@@ -43,7 +43,7 @@ class Seen(Watcher):
         self.evaluations: list[EvaluationRecord] = []
         self.models: list[Parameters] = []
 
-    def remember(self, model: Parameters) -> Counts:
+    def remember(self, model: Parameters, round_index: int) -> Counts:
         self.models.append(model)
         return validation(model)
 
@@ -144,7 +144,7 @@ def test_an_audit_of_ledgers_and_history_finds_nothing_and_states_the_claim_for_
     assert {claim.place for claim in claims} == {
         "the evaluation before round 0 of the history",
         "round 0 of the history",
-        "the evaluation before round 1 of the history",
+        "the evaluation of the finished model in the history",
     }
 
 

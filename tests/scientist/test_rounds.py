@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_privacy.encryption.evidence import Evidence, verify_round
+from fl_privacy.encryption.evidence import OPENERS, Evidence, verify_round
 from fl_privacy.errors import OrderFailed, RoundFailed
 from fl_privacy.guard.admission import round_spend
 from fl_privacy.guard.guard import Guard
 from fl_privacy.messages import OpenedSum, OpenRequest, Signed, sign
 from fl_privacy.parameters import flatten
 from fl_privacy.scientist import rounds
+from fl_privacy.scientist.deliveries import Delivery
 from fl_privacy.scientist.history import RoundRecord, Watcher
 from fl_privacy.scientist.preview import preview
 from fl_privacy.scientist.rounds import Opened, run_round
@@ -44,7 +45,7 @@ def desks(rooms: Strongrooms) -> dict[str, GuardDesk]:
 
 
 def carry(rooms: Strongrooms, desks: Mapping[str, GuardDesk], folder: Path, **changes: object) -> Opened:
-    blobs = (rooms.bundle.vocabulary, rooms.bundle.weights)
+    blobs = (Delivery(rooms.bundle.vocabulary), Delivery(rooms.bundle.weights))
     registry = rooms.guards["bank"].home.registry
     return run_round(desks, "function", rooms.order(**changes), blobs, registry, Evidence(folder), 30.0, lambda *_: None)
 
@@ -65,10 +66,30 @@ def test_a_round_gives_the_mean_and_evidence_that_anybody_can_verify(
 def test_a_forecast_of_bytes_is_what_a_round_takes(rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path) -> None:
     opened = carry(rooms, desks, tmp_path / "000")
     cards = {owner: guard.corpora() for owner, guard in rooms.guards.items()}
-    told = preview(rooms.plan, rooms.bundle, cards, {})
-    assert told.bytes_up / rooms.plan.rounds == pytest.approx(opened.bytes_up, rel=0.02)
-    words = opened.bytes_down - told.bytes_down / rooms.plan.rounds  # receipts and lists, whatever the model's size
-    assert 0 < words < 40_000
+    first, second = preview(rooms.plan, rooms.bundle, cards, {}).by_round
+    assert first.bytes_up == second.bytes_up == pytest.approx(opened.bytes_up, rel=0.02)
+    assert second.bytes_down < first.bytes_down == pytest.approx(opened.bytes_down, rel=0.02)
+
+
+def test_a_model_that_owners_have_is_not_sent_again(rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path) -> None:
+    first, again = carry(rooms, desks, tmp_path / "0"), carry(rooms, desks, tmp_path / "1", attempt=1)
+    total = (tmp_path / "1" / "total.bin").stat().st_size
+    saved = len(FOUR) * (len(rooms.bundle.weights) + len(rooms.bundle.vocabulary))
+    digits = 1_000  # words tell of seconds, in more of them or fewer
+    assert first.bytes_down - again.bytes_down == pytest.approx(saved, abs=digits)
+    assert 0 < again.bytes_down - OPENERS * total < 120_000, "the sum to those who open it, and the cohort's words"
+
+
+def test_an_owner_that_has_lost_the_model_since_gets_it_again(
+    rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path
+) -> None:
+    carry(rooms, desks, tmp_path / "0")
+    sent = {owner: desk.bytes_sent for owner, desk in desks.items()}
+    rooms.guards["shop"].blobs.discard(rooms.plan.model.weights)
+    carry(rooms, desks, tmp_path / "1", round=1)  # which clinic and school open
+    words = desks["bank"].bytes_sent - sent["bank"]
+    assert desks["shop"].bytes_sent - sent["shop"] - words == len(rooms.bundle.weights)
+    assert words < 2 * 20_000, "a closing and a reveal, shown to both alike"
 
 
 def test_openers_rotate_with_round_and_attempt(rooms: Strongrooms, desks: dict[str, GuardDesk], tmp_path: Path) -> None:

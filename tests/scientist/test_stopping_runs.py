@@ -37,7 +37,7 @@ class Scores:
     def __init__(self, *hits: int) -> None:
         self.hits, self.models = list(hits), list[Parameters]()
 
-    def __call__(self, model: Parameters) -> Counts:
+    def __call__(self, model: Parameters, round_index: int) -> Counts:
         self.models.append(model)
         return TokenCounts([30, self.hits[len(self.models) - 1], 2, 10])
 

@@ -52,6 +52,28 @@ def test_no_strategy_changes_its_arguments(strategy: Strategy) -> None:
     assert all(np.array_equal(state.slots[name]["w"], slot["w"]) for name, slot in slots.items())
 
 
+WITH_SLOTS = [strategy for strategy in ALL if not isinstance(strategy, FedAvg)]
+
+
+@pytest.mark.parametrize("strategy", WITH_SLOTS, ids=lambda strategy: type(strategy).__name__)
+def test_a_tensor_that_a_round_does_not_train_keeps_its_slots_to_the_bit_and_goes_on_as_if_no_round_had_passed(
+    strategy: Strategy,
+) -> None:
+    """Rounds that train other layers are no rounds without gradient: a moment does not decay, nothing is started from zero."""
+    model = {"w": MODEL["w"], "v": MODEL["w"] + 1}
+    mean = [{"w": MEANS[0]["w"]}, {"v": MEANS[1]["w"]}, {"v": MEANS[2]["w"]}, {"w": MEANS[3]["w"]}]
+    state = strategy.apply(strategy.init(model), mean[0], 1.0)
+    before = {slot: named["w"] for slot, named in state.slots.items()}
+    assert before and all("v" not in named for named in state.slots.values())
+    for update in mean[1:3]:
+        state = strategy.apply(state, update, 1.0)
+        assert all(state.slots[slot]["w"] is array for slot, array in before.items())
+    alone = strategy.apply(strategy.apply(strategy.init({"w": model["w"]}), mean[0], 1.0), mean[3], 1.0)
+    state = strategy.apply(state, mean[3], 1.0)
+    assert np.array_equal(state.model["w"], alone.model["w"])
+    assert all(np.array_equal(state.slots[slot]["w"], alone.slots[slot]["w"]) for slot in before)
+
+
 def test_o1_without_momentum_fedavgm_is_fedavg_to_the_bit() -> None:
     assert np.array_equal(after(FedAvgM(beta=0.0)).model["w"], after(FedAvg()).model["w"])
 

@@ -36,18 +36,9 @@ from fl_privacy.encryption.registry import (
 )
 from fl_privacy.encryption.secret_sum import open_sum
 from fl_privacy.errors import FlPrivacyError, MessageError
-from fl_privacy.messages import (
-    CkksEncoding,
-    CloseRequest,
-    OpenRequest,
-    RevealRequest,
-    RoundOrder,
-    Signed,
-    open_signed,
-    public_hex,
-    sign,
-)
+from fl_privacy.messages import CloseRequest, OpenRequest, RevealRequest, Signed, open_signed, public_hex, sign
 from fl_privacy.parameters import from_bytes, to_bytes
+from fl_privacy.round_order import CkksEncoding, RoundOrder
 from tests import ckks_cohort
 from tests.secure_cohort import make_cohort
 from tests.signed_round import SignedRound, make_signed_round

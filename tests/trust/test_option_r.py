@@ -32,8 +32,9 @@ from fl_privacy.errors import (
     SignatureInvalid,
 )
 from fl_privacy.guard.guard import Guard
-from fl_privacy.messages import CloseRequest, RoundOrder, SurvivorList, UpdateReceipt, sign
+from fl_privacy.messages import CloseRequest, SurvivorList, UpdateReceipt, sign
 from fl_privacy.parameters import Vector
+from fl_privacy.round_order import RoundOrder
 from tests.guard.conftest import ROWS, Strongrooms, make_strongrooms
 from tests.guard.protocol import Attempt, Worker, attempt, changed, collected, give, sealed, values_of
 

@@ -32,8 +32,9 @@ from fl_privacy.guard.client import FRONT_SOCKET, GuardClient
 from fl_privacy.guard.guard import Guard
 from fl_privacy.guard.home import GuardHome
 from fl_privacy.guard.service import front_app
-from fl_privacy.messages import CloseRequest, OpenRequest, RevealRequest, RoundOrder, Signed, UpdateReceipt
+from fl_privacy.messages import CloseRequest, OpenRequest, RevealRequest, Signed, UpdateReceipt
 from fl_privacy.parameters import flatten, from_bytes
+from fl_privacy.round_order import RoundOrder
 from tests.builders import OWNERS
 from tests.guard.conftest import Strongrooms, make_strongrooms, upload
 from tests.signed_round import sha256
@@ -126,6 +127,7 @@ def wrong_requests(fronts: Fronts, rooms: Strongrooms, request: CloseRequest | N
     for name in names:
         assert fronts.ask("bank", "GET", f"/v1/blobs/{name}").status_code >= 400
         assert fronts.ask("bank", "GET", f"/v1/orders/{name}").status_code >= 400
+        assert fronts.ask("bank", "PUT", f"/v1/models/{name}/{name}/{name}").status_code >= 400
         assert fronts.ask("bank", "GET", f"/v1/code/{name}").status_code >= 400
     orders = [rooms.order(round=7), rooms.order(cohort=OWNERS[:2], weights=(200, 200)), rooms.order(key="0" * 64)]
     stolen = rooms.order().model_copy(update={"signature": "0" * 128})
