@@ -35,7 +35,7 @@ RECIPES: dict[tuple[str, bool], Recipe] = {  # task, whether with DP
 # With DP an owner of the federation takes one plain DP-SGD step a round, and Adam runs over the rounds at the server: at the
 # owner it would start anew in each round, and take the noise of its first steps at full size. Without bias correction, and with
 # a floor under its second moment, the server's Adam moves less far than torch's at the same rate. Without DP, too, it does
-# better than FedAvg for the headlines, whose classes owners share least, at the price of 300 rounds; for entities it does worse.
+# better than FedAvg for the headlines, whose classes owners share least, at the price of 300 rounds; for entities it is worse.
 SERVER_ADAM = {"optimizer": "sgd", "learning_rate": 1.0, "strategy": "fedadam", "update_range": 0.05}
 SERVER_RATE = 4  # times the recipe's learning rate
 

@@ -164,6 +164,7 @@ def test_a_strategys_own_tensors_survive_too(plan: dict[str, str], tmp_path: Pat
     assert left[1:] == left[:1] * 2
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_its_last_round_and_its_model_still_leaves_the_model(tmp_path: Path) -> None:
     out, name = tmp_path / "out", "bert.encoder.layer.0.attention.self.query.weight"
     with an_office(tmp_path, rounds=1, holdout=0.0) as office:
