@@ -87,7 +87,8 @@ class Federation:
             whole += self._memory[owner]
         sent = codec.send(whole)
         if codec.error_feedback:
-            self._memory[owner] = codec.remaining(whole, representable(sent, order, owner))
+            sent = representable(sent, order, owner)
+            self._memory[owner] = codec.remaining(whole, sent)
         return sent
 
     def _mean(self, updates: Sequence[Vector], order: RoundOrder) -> Vector:

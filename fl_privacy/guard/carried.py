@@ -60,7 +60,8 @@ def compress(folder: OrderFolder, plan: TrainingPlan, owner: str, earlier: Seque
         update += np.fromfile(before, "<f4")
     sent = codec.send(update)
     if codec.error_feedback:
-        left = codec.remaining(update, representable(sent, order, owner))
+        sent = representable(sent, order, owner)  # so that what is kept is what the sum really lacks
+        left = codec.remaining(update, sent)
         write_atomically(folder.path / MEMORY, left.astype("<f4", copy=False).tobytes())
     write_atomically(folder.update, sent.astype("<f4", copy=False).tobytes())
 

@@ -135,6 +135,7 @@ def test_a_denial_reaches_the_scientist_with_its_reason(world: World, tmp_path: 
         world.federation.run(plan, world.bundle, text_rows(10), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_guard_killed_in_training_is_named_and_the_others_resend_for_free(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
