@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fl_privacy.auditor import verify_sums
 from fl_privacy.compression.order_codec import sent_count
 from fl_privacy.errors import OrderRefused, PlanError
 from fl_privacy.learning.private_counts import order_specs
@@ -56,6 +57,8 @@ def test_every_map_goes_through_the_guards_and_moves_the_model(changes: dict[str
     place, first = flatten(folder.model(folder.position), specs), flatten(from_bytes(rooms.bundle.weights), specs)
     moved = int((place != first).sum())
     assert moved > sent * 0.5 and (sent == count(specs) or rooms.plan.rotation or moved <= 3 * sent)
+    sums = verify_sums(tmp_path / "out", rooms.guards["bank"].home.registry)
+    assert sums.is_true and len(sums) == 3
     assert all(record.ciphertext_bytes == history.rounds[0].ciphertext_bytes for record in history.rounds)
 
 
