@@ -21,6 +21,9 @@ from safetensors.numpy import load, save
 from fl_privacy.errors import CompressionError
 from fl_privacy.parameters import Parameters, Vector
 
+LARGEST_COMPOSED = (
+    1 << 30
+)  # bytes of model and step together that an owner puts together; for a moment it takes four times as much
 _SCALE = "scale:"  # no tensor name holds a colon
 _TOP = 127  # the largest difference in int8
 

@@ -11,12 +11,10 @@ import asyncio
 import os
 from typing import BinaryIO
 
-from fl_privacy.compression.steps import apply_step
+from fl_privacy.compression.steps import LARGEST_COMPOSED, apply_step
 from fl_privacy.errors import DigestMismatch, TooLarge
 from fl_privacy.guard.blobs import Blobs
 from fl_privacy.parameters import from_bytes, to_bytes
-
-LARGEST_COMPOSED = 1 << 30  # bytes of model and step together; memory for four times as much is taken for a moment
 
 
 class ModelSteps:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from fl_privacy.compression.order_codec import sent_count
+from fl_privacy.compression.steps import LARGEST_COMPOSED
 from fl_privacy.encryption.evidence import OPENERS
 from fl_privacy.encryption.packing import POLYNOMIAL_BYTES, SEED_BYTES, coordinates_per_block, plan_encoding
 from fl_privacy.learning.adapters import A, B
@@ -37,7 +38,6 @@ from fl_privacy.plan import TrainingPlan
 from fl_privacy.round_order import CkksEncoding, Encoding, RoundOrder
 from fl_privacy.round_plan import depths_of
 
-LARGEST_COMPOSED = 1 << 30  # bytes of a model and its step that guards take together (``guard.model_steps``)
 CKKS_BYTES, CKKS_SLOTS = 235_000, 4088  # of one compressed vector, give or take some hundreds; coordinates in it
 _ZERO, _OWNER, _FIGURE = "0" * 64, "an-owner", 12.345678901234567  # stand for any digest, name, figure
 _RECEIPT = UpdateReceipt(
