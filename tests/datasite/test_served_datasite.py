@@ -264,6 +264,7 @@ def test_a_second_datasite_on_the_same_home_is_refused(datasite):
     assert Datasite(datasite.home, "alba", datasite.guard_socket).url == datasite.url
 
 
+@pytest.mark.slow
 def test_a_restart_keeps_account_approval_and_address_and_leaves_no_process(datasite, owner, desk, invited, approved_code):
     code, function = approved_code("restart")
     request_id = desk.submit(code, "restart")

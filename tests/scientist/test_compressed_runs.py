@@ -79,9 +79,6 @@ def test_what_an_owner_did_not_send_comes_later_and_nothing_is_lost(tmp_path: Pa
     closed(rooms)
     specs = order_specs(rooms.plan, "train")
     moved = flatten(folder.model(folder.position), specs) - flatten(from_bytes(rooms.bundle.weights), specs)
-    kept = [np.fromfile(path, "<f4") for guard in rooms.guards.values() for path in guard.home.folder.rglob("memory.f32")]
-    last = {path.stat().st_mtime_ns for path in tmp_path.rglob("memory.f32")}
-    assert len(kept) == 2 * 3 and len(last) == 6, "those of the last round, and of the one before until a next order"
     newest = [
         max(guard.home.folder.rglob("memory.f32"), key=lambda path: path.stat().st_mtime_ns) for guard in rooms.guards.values()
     ]

@@ -60,7 +60,7 @@ def moved(before: Parameters, after: Parameters) -> set[str]:
     return {name for name in before if not np.array_equal(before[name], after[name])}
 
 
-def test_further_pretraining_moves_one_layer_a_round_and_nothing_else(tmp_path: Path) -> None:
+def test_further_pretraining_moves_one_layer_a_round_and_nothing_else(tmp_path: Path, worker: Worker) -> None:
     """FB7: layers above the last trained one and the embeddings stay, bit for bit. Owners' models differ in depth."""
     bundle = a_bundle(4)
     with strongrooms(tmp_path, bundle, rounds=3, layer_schedule="fedbt", local_depths=(2, 3, 4)) as rooms:

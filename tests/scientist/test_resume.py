@@ -99,7 +99,7 @@ PHASES = {
 }
 
 
-QUICK = ("all have trained", "between state and position")
+QUICK = ("between state and position",)
 
 
 def kill_and_resume(office: GuardsOffice, folder: Path, moment: int) -> dict[str, object]:
