@@ -17,8 +17,6 @@ _USED_BY = {
     "growth_stages": "progfed",
     "warmup_rounds": "progfed",
 }
-
-
 STAGES = 4  # of ProgFed, as published
 
 

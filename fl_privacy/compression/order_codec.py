@@ -19,27 +19,36 @@ from fl_privacy.round_order import Compression, RoundOrder
 AT_RANDOM = 0.1  # of the shared-top coordinates: a coordinate that stayed at zero could else never come in
 
 
-def codec_of(plan: TrainingPlan, order: RoundOrder, kept: bytes | None) -> Codec | None:
-    """The map of an order, checked against its plan; None when the plan compresses nothing.
-
-    Args: kept is the blob of indices that the order names, if it does.
-    Raises: CompressionError when the order's compression is not one that the plan describes.
-    """
+def check_compression(plan: TrainingPlan, order: RoundOrder, kept: bytes | None) -> None:
+    """Raise CompressionError unless the order's compression is one that its plan describes. Args: as ``codec_of``."""
     told, size = order.compression, count(order.tensors)
     if (told is not None) != (plan.is_compressed and order.purpose == "train"):
         raise CompressionError("it belongs to orders to train by a plan that compresses, and to no others")
     if told is None:
-        return None
+        return
     if told.coordinates != sent_count(plan, size):
         raise CompressionError(f"of {size} coordinates the plan sends {sent_count(plan, size)}, the order {told.coordinates}")
     if (told.ranges is not None) != (plan.update_ranges == "adaptive"):
         raise CompressionError(f"update_ranges are {plan.update_ranges} in the plan")
     if (told.kept is not None) != (plan.sent == "shared-top") or (kept is None) != (told.kept is None):
         raise CompressionError(f"what is sent is {plan.sent!r} in the plan")
+    Codec(order.tensors, kept=None if kept is None else _named(kept, told.coordinates), ranges=told.ranges)
+
+
+def codec_of(plan: TrainingPlan, order: RoundOrder, kept: bytes | None) -> Codec | None:
+    """The map of an order; None when the plan compresses nothing.
+
+    Args: kept is the blob of indices that the order names, if it does.
+    Raises: CompressionError when the order's compression is not one that the plan describes.
+    """
+    check_compression(plan, order, kept)
+    if (told := order.compression) is None:
+        return None
+    drawn = _drawn(plan, order.round, count(order.tensors)) if kept is None else _named(kept, told.coordinates)
     return Codec(
         specs=order.tensors,
         rotation=seed_of(plan, order.round) if plan.rotation else None,
-        kept=_drawn(plan, order.round, size) if kept is None else _named(kept, told.coordinates),
+        kept=drawn,
         ranges=told.ranges,
         update_range=plan.update_range,
         error_feedback=plan.error_feedback,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_privacy.compression.order_codec import codec_of
+from fl_privacy.compression.order_codec import check_compression, codec_of
 from fl_privacy.durable_files import write_atomically
 from fl_privacy.encryption.secret_sum import representable
 from fl_privacy.errors import CompressionError, OrderRefused
@@ -39,10 +39,10 @@ def forget_older(earlier: Sequence[OrderFolder]) -> None:
                 (folder.path / name).unlink(missing_ok=True)
 
 
-def check_compression(order: RoundOrder, plan: TrainingPlan, inbox: Path) -> None:
+def check_map(order: RoundOrder, plan: TrainingPlan, inbox: Path) -> None:
     """Raise OrderRefused unless the order's map is one that the plan describes."""
     try:
-        codec_of(plan, order, _kept(order, inbox))
+        check_compression(plan, order, _kept(order, inbox))
     except CompressionError as problem:
         raise OrderRefused(f"the order's compression is not one of the approved plan: {problem}") from None
 
@@ -60,7 +60,7 @@ def compress(folder: OrderFolder, plan: TrainingPlan, owner: str, earlier: Seque
         update += np.fromfile(before, "<f4")
     sent = codec.send(update)
     if codec.error_feedback:
-        sent = representable(sent, order, owner)  # so that what is kept is what the sum really lacks
+        sent = representable(sent, order, owner)  # so that what is kept is what this order's sum really lacks
         left = codec.remaining(update, sent)
         write_atomically(folder.path / MEMORY, left.astype("<f4", copy=False).tobytes())
     write_atomically(folder.update, sent.astype("<f4", copy=False).tobytes())

@@ -26,7 +26,7 @@ from fl_privacy.guard import sandbox, worker
 from fl_privacy.guard.admission import check_order, check_paid_for, decision_for, key_of, order_spend
 from fl_privacy.guard.approvals import Approvals
 from fl_privacy.guard.blobs import Blobs
-from fl_privacy.guard.carried import check_compression, compress, forget_older
+from fl_privacy.guard.carried import check_map, compress, forget_older
 from fl_privacy.guard.control_variates import advance, check_control, forget_others, own_control, same_controls
 from fl_privacy.guard.corpus import card_of, check_digest
 from fl_privacy.guard.home import GuardHome
@@ -79,7 +79,7 @@ class Rounds:
             past_orders = [past.order for past in earlier]
             plan = check_order(order, decision, self.home, past_orders, self.blobs.inbox, self.isolation)
             check_control(order, plan, self.home.owner, earlier, self.blobs.inbox)
-            check_compression(order, plan, self.blobs.inbox)
+            check_map(order, plan, self.blobs.inbox)
             spend = None
             if source := reusable(order, earlier):
                 folder.create(signed)

@@ -55,6 +55,8 @@ def train_update(
         ``unit = "subject"`` one subject with all its rows. Rows are used for nothing else; dropout and masks are drawn for each
         example alone. What corrects drift is added to what is private already.
     """
+    if plan.layer_schedule != "fixed":
+        raise PlanError("layer_schedule: train by the plan of a round (`learning.local_start`), or all layers would be trained")
     settings = DPSettings(
         noise_multiplier=noise_multiplier,
         max_grad_norm=plan.max_grad_norm,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fl_privacy import parameters
+from fl_privacy.compression.codec import Codec
 from fl_privacy.compression.order_codec import codec_of, compression_of, top_of
 from fl_privacy.compression.steps import make_step, rounded_step
 from fl_privacy.learning.local_start import sent_specs
@@ -34,6 +35,7 @@ class Wire:
     bundle: ModelBundle
     _steps: dict[str, tuple[ModelStep, ...]] = field(default_factory=dict)  # by the model that they lead to, the best first
     _kept: bytes | None = None
+    _map: tuple[RoundOrder, Codec | None] | None = None
 
     def compression(self, state: ServerState) -> Compression | None:
         """What the next order to train says of its map."""
@@ -52,7 +54,7 @@ class Wire:
 
     def mean(self, order: RoundOrder, values: Vector) -> Parameters:
         """The mean update that an opened sum stands for."""
-        codec = codec_of(self.plan, order, self._kept_for(order))
+        codec = self._codec(order)
         return parameters.unflatten(values if codec is None else codec.restore(values), order.tensors)
 
     def after(self, before: ServerState, moved: ServerState, order: RoundOrder, values: Vector) -> ServerState:
@@ -60,7 +62,7 @@ class Wire:
 
         Args: moved is what the strategy has made of ``before``; values is the opened sum.
         """
-        wire, codec = dict(before.wire), codec_of(self.plan, order, self._kept_for(order))
+        wire, codec = dict(before.wire), self._codec(order)
         if codec is not None and codec.ranges is not None:
             told = zip(order.tensors, codec.next_ranges(values, len(order.cohort)), strict=True)
             wire[RANGES] = wire.get(RANGES, {}) | {spec.name: np.array([bound], np.float32) for spec, bound in told}
@@ -78,8 +80,12 @@ class Wire:
         self._steps = {_digest(blob): tuple(step for step in steps if len(step.change) < len(blob))}
         return replace(moved, model=model, wire=wire)
 
-    def _kept_for(self, order: RoundOrder) -> bytes | None:
-        return self._kept if order.compression and order.compression.kept else None
+    def _codec(self, order: RoundOrder) -> Codec | None:
+        """The order's map; to draw it takes seconds where there are a hundred million coordinates."""
+        if self._map is None or self._map[0] != order:
+            kept = self._kept if order.compression and order.compression.kept else None
+            self._map = (order, codec_of(self.plan, order, kept))
+        return self._map[1]
 
     def deliveries(self, model: bytes) -> tuple[Delivery, ...]:
         """A model on its way to an owner, by a step where one leads to it; the plan's own first, if all steps are from it."""
